@@ -1,0 +1,3 @@
+//! The `pmr` command.
+
+fn main() {}
