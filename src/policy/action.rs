@@ -1,0 +1,62 @@
+//! What the core wants done. The executor has nothing left to decide.
+
+use super::id::{Generation, ReleaseId, SlotId, Ticket};
+use super::reason::{Outcome, Reason};
+
+/// One thing to do. What can fail is answered by exactly one [`super::Fact`], named with each.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Start a process. Answer: `Spawned` or `SpawnFailed`; later `Ready` or `ExecFailed`.
+    Spawn {
+        /// Where.
+        slot: SlotId,
+        /// Its generation.
+        generation: Generation,
+        /// What is started.
+        release: ReleaseId,
+    },
+    /// Ask it to stop, as its release says. Answer: `Signalled`.
+    Signal {
+        /// Which.
+        generation: Generation,
+    },
+    /// Send it a signal for somebody. No answer: one that is gone does not mind.
+    Send {
+        /// Which.
+        generation: Generation,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Kill it with all it started. The answer is its `Exited`.
+    Kill {
+        /// Which.
+        generation: Generation,
+    },
+    /// End what it left behind and remove its group. Answer: `Cleared`.
+    Clear {
+        /// Which.
+        generation: Generation,
+    },
+    /// No slot is in its first start any more and one is online: said once.
+    AnnounceReady,
+    /// An entry for the journal.
+    Note(Note),
+    /// The answer to a wish.
+    Reply {
+        /// Whose.
+        ticket: Ticket,
+        /// What came of it.
+        outcome: Outcome,
+    },
+}
+
+/// An entry for the journal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Note {
+    /// The slot it is about, where it is about one.
+    pub slot: Option<SlotId>,
+    /// The generation it is about, where it is about one.
+    pub generation: Option<Generation>,
+    /// What happened, and why.
+    pub reason: Reason,
+}

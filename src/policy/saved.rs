@@ -1,0 +1,72 @@
+//! What an adopt needs, versioned.
+
+use serde::{Deserialize, Serialize};
+
+use super::fleet::Fleet;
+use super::id::{Generation, ReleaseId, SlotId};
+use super::instance::{Instance, Phase};
+use super::reason::EndCause;
+use super::slot::{Current, Goal, Other, Role, Slot};
+use super::time::Moment;
+
+/// Version of [`Fleet`] as it is written. A field may be added under the same version where its
+/// default is right; anything else takes a new one, and a supervisor that does not know it adopts
+/// from the keeper's table alone.
+pub const VERSION: u32 = 1;
+
+/// An instance that the keeper knows, where nothing else is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survivor {
+    /// Its slot.
+    pub slot: SlotId,
+    /// Its generation.
+    pub generation: Generation,
+    /// What it runs.
+    pub release: ReleaseId,
+    /// Its process id.
+    pub pid: u32,
+}
+
+impl Fleet {
+    /// The fleet as far as the keeper's table tells: no histories. Every survivor counts as online
+    /// since `now`; where a slot has two, the older one drains.
+    pub fn reduced(count: u16, release: ReleaseId, survivors: &[Survivor], now: Moment) -> Self {
+        let highest = survivors.iter().map(|survivor| survivor.slot.0.saturating_add(1)).max();
+        let mut fleet = Self::new(count.max(highest.unwrap_or_default()), release);
+        let mut sorted = survivors.to_vec();
+        sorted.sort_by_key(|survivor| survivor.generation);
+        for survivor in sorted {
+            fleet.last_generation = fleet.last_generation.max(survivor.generation);
+            if let Some(slot) = fleet.slots.get_mut(usize::from(survivor.slot.0)) {
+                adopt_survivor(slot, survivor, now);
+            }
+        }
+        for slot in &mut fleet.slots {
+            slot.first_start_over = true;
+            // A slot without a survivor starts one at once.
+            if matches!(slot.current, Current::Stopped) {
+                slot.current = Current::Waiting { until: now };
+            }
+        }
+        fleet.announced_ready = true;
+        fleet
+    }
+}
+
+fn adopt_survivor(slot: &mut Slot, survivor: Survivor, now: Moment) {
+    slot.goal = Goal::Run;
+    slot.release = survivor.release;
+    let instance = Instance {
+        generation: survivor.generation,
+        release: survivor.release,
+        spawned_at: now,
+        pid: Some(survivor.pid),
+        phase: Phase::Online { since: now, stable: false },
+    };
+    let older = std::mem::replace(&mut slot.current, Current::Running(instance));
+    if let Current::Running(mut older) = older {
+        let cause = EndCause::Replaced;
+        older.phase = Phase::Draining { cause, kill_at: now, signalled: false };
+        slot.other = Some(Other { role: Role::Leaver, instance: older });
+    }
+}

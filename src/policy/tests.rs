@@ -1,0 +1,502 @@
+//! Traces in text: how each instance behaves goes in, what the core did and when comes out.
+#![expect(clippy::arithmetic_side_effects, reason = "the times of a test are small")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::*;
+use crate::spec::{Backoff, RestartRules};
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn rules() -> Rules {
+    Rules {
+        restart: RestartRules {
+            autorestart: true,
+            stop_exit_codes: vec![],
+            max_restarts: 10,
+            window: ms(100_000),
+            min_uptime: ms(10_000),
+            delay: Duration::ZERO,
+            backoff: None,
+        },
+        listen_timeout: ms(30_000),
+        stop_timeout: ms(5000),
+        memory_limit: None,
+        stable_for: ms(2000),
+        beside: true,
+    }
+}
+
+fn story() -> Rules {
+    let backoff = Some(Backoff { base: ms(100), max: ms(15_000) });
+    let restart = RestartRules { delay: ms(2000), backoff, ..rules().restart };
+    Rules { restart, ..rules() }
+}
+
+/// How an instance behaves.
+#[derive(Debug, Clone, Copy)]
+enum Life {
+    /// Ready at once, and never ends by itself.
+    Good,
+    /// Ready at once, ends with code 1 after that many milliseconds.
+    Dies(u64),
+    /// Never ready.
+    Hangs,
+    /// Ready at once, does not mind SIGTERM.
+    Stubborn,
+    /// Cannot be executed.
+    NoExec,
+    /// Cannot be spawned; the machine is short of something.
+    Again,
+}
+
+/// A kernel and keeper that answer at once.
+struct World {
+    policy: Policy,
+    now: u64,
+    lives: VecDeque<Life>,
+    running: BTreeMap<Generation, (SlotId, Life, Option<u64>)>,
+    trace: String,
+}
+
+impl World {
+    fn new(slots: u16, rules: &Rules, lives: &[Life]) -> Self {
+        let mut out = Vec::new();
+        let release = ReleaseId(1);
+        let releases = BTreeMap::from([(release, rules.clone())]);
+        let policy =
+            Policy::adopt(Fleet::new(slots, release), releases, Moment::default(), &mut out);
+        let lives = lives.iter().copied().collect();
+        let mut world =
+            Self { policy, now: 0, lives, running: BTreeMap::new(), trace: String::new() };
+        world.event(Event::Tick);
+        world
+    }
+
+    fn event(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let mut out = Vec::new();
+            self.policy.handle(Moment::from_ms(self.now), event, &mut out);
+            for action in out {
+                self.perform(action, &mut events);
+            }
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        writeln!(self.trace, "{:>7} {text}", self.now).expect("a string takes all");
+    }
+
+    fn perform(&mut self, action: Action, events: &mut VecDeque<Event>) {
+        let mut fact = |fact| events.push_back(Event::Fact(fact));
+        match action {
+            Action::Spawn { slot, generation, release } => {
+                let life = self.lives.pop_front().unwrap_or(Life::Good);
+                self.line(&format!("spawn {slot}.{generation} of {release}"));
+                if let Life::Again = life {
+                    let failure = SpawnFailure { message: "EAGAIN".to_owned(), transient: true };
+                    return fact(Fact::SpawnFailed { generation, failure });
+                }
+                fact(Fact::Spawned { generation, pid: 100 });
+                let ends = match life {
+                    Life::Dies(after) => Some(self.now + after),
+                    Life::NoExec => Some(self.now),
+                    Life::Good | Life::Hangs | Life::Stubborn | Life::Again => None,
+                };
+                self.running.insert(generation, (slot, life, ends));
+                match life {
+                    Life::NoExec => {
+                        fact(Fact::ExecFailed { generation, message: "no such file".to_owned() });
+                    }
+                    Life::Hangs => {}
+                    Life::Good | Life::Dies(_) | Life::Stubborn | Life::Again => {
+                        fact(Fact::Ready { generation });
+                    }
+                }
+            }
+            Action::Signal { generation } => {
+                fact(Fact::Signalled { generation });
+                if let Some((_, life, ends)) = self.running.get_mut(&generation) {
+                    match life {
+                        Life::Stubborn => {}
+                        Life::Good | Life::Dies(_) | Life::Hangs | Life::NoExec | Life::Again => {
+                            *ends = Some(self.now + 100);
+                        }
+                    }
+                }
+            }
+            Action::Kill { generation } => {
+                if self.running.remove(&generation).is_some() {
+                    let exit = Exit::Signal { signal: 9, core: false };
+                    fact(Fact::Exited { generation, exit });
+                }
+            }
+            Action::Clear { generation } => fact(Fact::Cleared { generation }),
+            Action::Note(note) => {
+                let slot = note.slot.map(|slot| format!("{slot}: ")).unwrap_or_default();
+                self.line(&format!("{slot}{}", note.reason));
+            }
+            Action::Reply { ticket, outcome } => self.line(&format!("#{} {outcome}", ticket.0)),
+            Action::AnnounceReady => self.line("ready"),
+            Action::Send { generation, signal } => {
+                self.line(&format!("send {signal} to {generation}"));
+            }
+        }
+    }
+
+    /// Goes on until nothing is due before `until`.
+    fn run(&mut self, until: u64) -> &mut Self {
+        loop {
+            let exit = self.running.iter().filter_map(|(g, it)| it.2.map(|at| (at, *g))).min();
+            let deadline = self.policy.next_deadline().map(Moment::as_ms);
+            match (exit, deadline) {
+                (Some((at, generation)), due) if at <= until && due.is_none_or(|due| at <= due) => {
+                    self.now = self.now.max(at);
+                    self.running.remove(&generation);
+                    self.event(Event::Fact(Fact::Exited { generation, exit: Exit::Code(1) }));
+                }
+                (_, Some(due)) if due <= until => {
+                    self.now = self.now.max(due);
+                    self.event(Event::Tick);
+                }
+                _ => break,
+            }
+        }
+        self.now = self.now.max(until);
+        self
+    }
+
+    fn wish(&mut self, ticket: u64, wish: Wish) -> &mut Self {
+        self.event(Event::Wish(Some(Ticket(ticket)), wish));
+        self
+    }
+
+    fn words(&self) -> Vec<&'static str> {
+        let status = self.policy.status(Moment::from_ms(self.now));
+        status.slots.iter().map(|slot| slot.word.as_str()).collect()
+    }
+
+    /// The lines that contain `what`, without the rest.
+    fn lines(&self, what: &str) -> Vec<String> {
+        let lines = self.trace.lines().filter(|line| line.contains(what));
+        lines.map(|line| line.trim().to_owned()).collect()
+    }
+}
+
+/// The times of the spawns in a trace.
+fn spawns(world: &World) -> Vec<u64> {
+    let time = |line: &String| line.split(' ').next().and_then(|at| at.parse().ok()).unwrap();
+    world.lines("spawn ").iter().map(time).collect()
+}
+
+#[test]
+fn the_crash_at_three_forty_five() {
+    let mut world = World::new(2, &story(), &[Life::Dies(3_600_000)]);
+    world.run(3_700_000);
+    insta::assert_snapshot!(world.trace, @r"
+          0 0: starting
+          0 spawn 0.1 of 1
+          0 1: starting
+          0 spawn 1.2 of 1
+          0 0: online after 0ms
+          0 1: online after 0ms
+          0 ready
+    3600000 0: exited with code 1 after 1h; restarting in 2s (limit 0/10)
+    3602000 0: starting
+    3602000 spawn 0.3 of 1
+    3602000 0: online after 0ms
+    ");
+    let status = world.policy.status(Moment::from_ms(3_700_000));
+    assert_eq!((status.slots[0].restarts, status.slots[0].unstable), (1, (0, 10)));
+}
+
+#[test]
+fn stable_again_after_an_unstable_exit() {
+    let mut world = World::new(1, &story(), &[Life::Dies(5)]);
+    world.run(60_000);
+    assert_eq!(world.lines("stable"), ["12005 0: stable again after 10s"]);
+}
+
+#[test]
+fn ten_crashes_at_once_are_ten_spawns() {
+    let mut world = World::new(1, &rules(), &[Life::Dies(0); 20]);
+    world.run(1000);
+    assert_eq!(spawns(&world).len(), 10);
+    assert_eq!(world.words(), ["errored"]);
+    assert_eq!(world.policy.over(), Some(STATUS_ERRORED));
+    assert_eq!(world.policy.status(Moment::default()).slots[0].restarts, 9);
+}
+
+#[test]
+fn ten_crashes_with_the_storys_delays() {
+    let mut world = World::new(2, &story(), &[Life::Dies(0), Life::Good]);
+    world.lives = [Life::Dies(0); 20].into();
+    world.run(200_000);
+    let times: Vec<u64> = world
+        .lines("spawn 0.")
+        .iter()
+        .map(|line| line.split(' ').next().and_then(|at| at.parse().ok()).unwrap())
+        .collect();
+    let waits: Vec<u64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(waits, [2000, 2000, 2000, 2000, 2000, 3200, 6400, 12_800, 15_000]);
+    assert_eq!(world.words(), ["errored", "online"]);
+    assert_eq!(world.policy.over(), None, "the other slot serves on");
+}
+
+#[test]
+fn a_boot_that_hangs_is_given_up() {
+    let rules = Rules { listen_timeout: ms(3000), ..rules() };
+    let mut world = World::new(1, &rules, &[Life::Hangs; 20]);
+    world.run(1_000_000);
+    assert_eq!(spawns(&world).len(), 10);
+    assert_eq!(world.words(), ["errored"]);
+}
+
+#[test]
+fn one_that_dies_after_seven_seconds_is_given_up() {
+    let mut world = World::new(1, &rules(), &[Life::Dies(7000); 20]);
+    world.run(1_000_000);
+    assert_eq!(spawns(&world).len(), 10);
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_given_up() {
+    let mut world = World::new(1, &rules(), &[Life::NoExec; 20]);
+    world.run(1000);
+    assert_eq!(spawns(&world).len(), 10);
+    assert_eq!(world.lines("giving up"), ["0 0: no such file; errored, giving up (limit 10/10)"]);
+}
+
+#[test]
+fn a_machine_that_is_short_is_asked_again_each_second_and_nothing_counts() {
+    let mut world = World::new(1, &rules(), &[Life::Again; 15]);
+    world.run(60_000);
+    assert_eq!(spawns(&world).len(), 16);
+    assert_eq!(spawns(&world)[..4], [0, 1000, 2000, 3000]);
+    assert_eq!(world.words(), ["online"]);
+}
+
+#[test]
+fn stop_waits_for_the_drain_and_kills_what_does_not_mind() {
+    let mut world = World::new(2, &rules(), &[Life::Good, Life::Stubborn]);
+    world.run(20_000).wish(7, Wish::Stop { slot: None }).run(60_000);
+    assert_eq!(world.lines("#7"), ["25000 #7 done"]);
+    assert_eq!(world.lines("stopped"), ["20100 0: stopped", "25000 1: stopped"]);
+    assert_eq!(world.words(), ["stopped", "stopped"]);
+    assert_eq!(world.policy.over(), None, "a person may start it again");
+    world.wish(8, Wish::Stop { slot: None }).wish(9, Wish::Start { slot: None }).run(70_000);
+    assert_eq!(world.lines("#8"), ["60000 #8 nothing to do"]);
+    assert_eq!(world.lines("#9"), ["60000 #9 done"]);
+}
+
+#[test]
+fn exits_that_were_asked_for_never_count() {
+    let mut world = World::new(1, &rules(), &[]);
+    for round in 0..20 {
+        let at = world.now;
+        world.wish(round, Wish::Restart { slot: None, release: ReleaseId(2), rules: rules() });
+        world.run(at + 3000);
+    }
+    assert_eq!(world.lines("done").len(), 40, "{}", world.trace);
+    let status = world.policy.status(Moment::from_ms(world.now));
+    assert_eq!((status.slots[0].restarts, status.slots[0].unstable), (0, (0, 10)));
+}
+
+#[test]
+fn reload_starts_the_new_one_beside_the_old() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000);
+    world.trace.clear();
+    world.wish(1, Wish::Reload { release: ReleaseId(2), rules: rules() }).run(60_000);
+    insta::assert_snapshot!(world.trace, @r"
+      20000 reload to release 2 begins
+      20000 0: starting
+      20000 spawn 0.3 of 2
+      20000 0: online after 0ms
+      22000 0: takes over from generation 1
+      22000 0: draining: another takes its place
+      22100 0: exited with code 1, as asked
+      22100 1: starting
+      22100 spawn 1.4 of 2
+      22100 1: online after 0ms
+      24100 1: takes over from generation 2
+      24100 1: draining: another takes its place
+      24200 1: exited with code 1, as asked
+      24200 reload done
+      24200 #1 done
+    ");
+}
+
+#[test]
+fn a_reload_that_fails_leaves_the_old_ones_serving() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000);
+    world.lives = [Life::Dies(500)].into();
+    world.trace.clear();
+    world.wish(1, Wish::Reload { release: ReleaseId(2), rules: rules() }).run(60_000);
+    assert_eq!(world.lines("#1"), ["20500 #1 slot 0 did not come online"]);
+    assert_eq!(world.lines("spawn"), ["20000 spawn 0.3 of 2"]);
+    assert_eq!(world.words(), ["online", "online"]);
+    assert!(world.policy.saved().releases().iter().eq(&[ReleaseId(1)]));
+}
+
+#[test]
+fn a_reload_without_a_shared_port_goes_back_to_the_old_release() {
+    let alone = Rules { beside: false, ..rules() };
+    let mut world = World::new(1, &alone, &[]);
+    world.run(20_000);
+    world.lives = [Life::Dies(500)].into();
+    world.wish(1, Wish::Reload { release: ReleaseId(2), rules: alone }).run(60_000);
+    assert_eq!(
+        world.lines("spawn"),
+        ["0 spawn 0.1 of 1", "20100 spawn 0.2 of 2", "20600 spawn 0.3 of 1"]
+    );
+    assert_eq!(world.lines("#1"), ["20600 #1 slot 0 did not come online"]);
+    assert_eq!(world.words(), ["online"]);
+}
+
+#[test]
+fn a_crash_while_its_successor_boots_promotes_the_successor() {
+    let mut world = World::new(1, &rules(), &[Life::Dies(20_500)]);
+    world.run(20_000).wish(1, Wish::Reload { release: ReleaseId(2), rules: rules() });
+    world.run(60_000);
+    assert_eq!(world.lines("spawn"), ["0 spawn 0.1 of 1", "20000 spawn 0.2 of 2"]);
+    assert_eq!(world.lines("#1"), ["22000 #1 done"]);
+}
+
+#[test]
+fn stop_wins_over_a_reload() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000).wish(1, Wish::Reload { release: ReleaseId(2), rules: rules() });
+    world.run(20_500).wish(2, Wish::Stop { slot: None }).run(60_000);
+    assert_eq!(world.lines("#1"), ["20500 #1 cancelled: something else took precedence"]);
+    assert_eq!(world.lines("#2"), ["20600 #2 done"]);
+    assert_eq!(world.words(), ["stopped", "stopped"]);
+}
+
+#[test]
+fn a_second_replacement_is_refused_by_name() {
+    let mut world = World::new(1, &rules(), &[]);
+    let reload = Wish::Reload { release: ReleaseId(2), rules: rules() };
+    world.run(20_000).wish(1, reload.clone()).wish(2, reload);
+    assert_eq!(world.lines("#2"), ["20000 #2 a reload is running"]);
+}
+
+#[test]
+fn scaling_adds_at_the_end_and_takes_from_the_end() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(1000).wish(1, Wish::Scale { count: 4 }).run(2000);
+    assert_eq!(world.words(), ["online"; 4]);
+    world.wish(2, Wish::Scale { count: 1 }).run(3000);
+    assert_eq!(world.words(), ["online"]);
+    world.wish(3, Wish::Scale { count: 1 }).wish(4, Wish::Scale { count: 0 });
+    assert_eq!(
+        world.lines("#"),
+        [
+            "1000 #1 done",
+            "2100 #2 done",
+            "3000 #3 nothing to do",
+            "3000 #4 0 is no number of instances: 1 to 256"
+        ]
+    );
+}
+
+#[test]
+fn finished_slots_end_the_service_with_zero() {
+    let restart = RestartRules { autorestart: false, ..rules().restart };
+    let mut world = World::new(2, &Rules { restart, ..rules() }, &[Life::Dies(5), Life::Dies(9)]);
+    world.run(100);
+    assert_eq!(world.words(), ["stopped", "stopped"]);
+    assert_eq!(world.policy.over(), Some(0));
+}
+
+#[test]
+fn some_finished_and_the_rest_errored_is_a_failure() {
+    let restart = RestartRules { stop_exit_codes: vec![1], ..rules().restart };
+    let lives: Vec<Life> = [Life::Dies(0)].into_iter().chain([Life::NoExec; 12]).collect();
+    let mut world = World::new(2, &Rules { restart, ..rules() }, &lives);
+    world.run(100);
+    assert_eq!(world.words(), ["stopped", "errored"]);
+    assert_eq!(world.policy.over(), Some(STATUS_ERRORED));
+}
+
+#[test]
+fn memory_over_the_limit_is_a_graceful_replacement_and_no_crash() {
+    let rules = Rules { memory_limit: Some(1000), ..rules() };
+    let mut world = World::new(2, &rules, &[]);
+    world.run(20_000);
+    let generation = Generation(1);
+    world.event(Event::Fact(Fact::Memory { generation, bytes: 1000 }));
+    assert_eq!(world.lines("spawn").len(), 2, "the limit itself is allowed");
+    world.event(Event::Fact(Fact::Memory { generation, bytes: 1001 }));
+    let other = Generation(2);
+    world.event(Event::Fact(Fact::Memory { generation: other, bytes: 5000 }));
+    world.run(21_000);
+    assert_eq!(world.lines("spawn").len(), 3, "one at a time");
+    world.run(60_000);
+    let status = world.policy.status(Moment::from_ms(world.now));
+    assert_eq!((status.slots[0].restarts, status.slots[0].unstable), (1, (0, 10)));
+    assert_eq!(world.words(), ["online", "online"]);
+}
+
+#[test]
+fn shutdown_waits_and_a_second_one_does_not() {
+    let mut world = World::new(2, &rules(), &[Life::Stubborn, Life::Good]);
+    world.run(1000).wish(1, Wish::ShutDown { now: false }).run(2000);
+    assert_eq!(world.words(), ["draining", "stopped"]);
+    world.wish(2, Wish::ShutDown { now: true });
+    assert_eq!(world.policy.over(), Some(0));
+    world.wish(3, Wish::Start { slot: None });
+    assert_eq!(world.lines("#3"), ["2000 #3 the app is shutting down"]);
+}
+
+#[test]
+fn a_fact_about_nobody_changes_nothing() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(1000);
+    let before = world.policy.saved().clone();
+    let generation = Generation(99);
+    let exit = Exit::Code(0);
+    for fact in [
+        Fact::Spawned { generation, pid: 1 },
+        Fact::Ready { generation },
+        Fact::Exited { generation, exit },
+        Fact::Cleared { generation },
+        Fact::Lost { generation },
+    ] {
+        world.event(Event::Fact(fact));
+    }
+    assert_eq!(world.policy.saved(), &before);
+}
+
+#[test]
+fn saved_and_adopted_is_the_same() {
+    let mut world = World::new(2, &story(), &[Life::Dies(5), Life::Stubborn]);
+    world.run(1000).wish(1, Wish::Stop { slot: Some(SlotId(1)) }).run(1500);
+    let saved = serde_json::to_vec(world.policy.saved()).unwrap();
+    let fleet: Fleet = serde_json::from_slice(&saved).unwrap();
+    let releases = BTreeMap::from([(ReleaseId(1), story())]);
+    let mut out = Vec::new();
+    let adopted = Policy::adopt(fleet, releases, Moment::from_ms(1500), &mut out);
+    assert_eq!(adopted.saved(), world.policy.saved());
+    assert!(out.is_empty(), "everything was carried out: {out:?}");
+}
+
+#[test]
+fn what_was_not_carried_out_is_said_again() {
+    let mut world = World::new(1, &rules(), &[]);
+    world.run(1000);
+    let mut out = Vec::new();
+    let wish = Event::Wish(None, Wish::Stop { slot: None });
+    world.policy.handle(Moment::from_ms(1000), wish, &mut out);
+    let releases = BTreeMap::from([(ReleaseId(1), rules())]);
+    let mut again = Vec::new();
+    let fleet = world.policy.saved().clone();
+    drop(Policy::adopt(fleet, releases, Moment::from_ms(1001), &mut again));
+    assert_eq!(again, [Action::Signal { generation: Generation(1) }]);
+}
