@@ -2,7 +2,7 @@
 //!
 //! `raw` walks the table that TOML gives, with the place of each value; `values` knows the forms
 //! that values may have, `check` the keys with their defaults and what they say together. Nothing
-//! here does I/O: whether a script, a user or a directory is there is asked by [`crate::load`].
+//! here does I/O: whether a script, a user or a directory is there is asked by `load`.
 
 mod check;
 mod environment;

@@ -1,7 +1,7 @@
 //! The forms that values may have. Each function turns one value into its checked type, or says
 //! what was expected.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use core::net::{Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
