@@ -13,6 +13,8 @@ pub mod spec;
 
 pub mod config;
 
+pub mod load;
+
 pub mod policy;
 
 pub mod sys;
