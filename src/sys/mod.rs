@@ -3,4 +3,6 @@
 
 mod error;
 
+pub mod procfs;
+
 pub use error::{Error, Result};
