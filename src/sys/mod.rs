@@ -3,6 +3,7 @@
 
 mod error;
 
+pub mod listen;
 pub mod procfs;
 
 pub use error::{Error, Result};
