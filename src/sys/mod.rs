@@ -3,6 +3,7 @@
 
 mod error;
 
+pub mod identity;
 pub mod listen;
 pub mod procfs;
 
