@@ -4,6 +4,7 @@
 mod child;
 mod error;
 
+pub mod cgroup;
 pub mod identity;
 pub mod listen;
 pub mod process;

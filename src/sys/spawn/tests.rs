@@ -14,6 +14,8 @@ use crate::sys::identity::resolve;
 use crate::sys::process::{ExecStatus, Step, read_exec_status, signal};
 use crate::sys::procfs;
 
+mod groups;
+
 /// Far more than anything here takes on a loaded machine.
 const DEADLINE_SECONDS: i64 = 60;
 
