@@ -3,4 +3,14 @@
 
 mod error;
 
+pub mod clock;
+pub mod link;
+pub mod parent;
+pub mod poll;
+pub mod signal;
+pub mod statefile;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod unix;
+
 pub use error::{Error, Result};
