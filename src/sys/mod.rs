@@ -2,5 +2,6 @@
 //! unsafe code there is. Knows no slot.
 
 mod error;
+pub mod inherited;
 
 pub use error::{Error, Result};
