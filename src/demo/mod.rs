@@ -127,7 +127,7 @@ pub fn guide(port: u16, instances: u16, config: &Path) -> String {
         format!("  {command:<42} {}\n", page.does)
     });
     format!(
-        "{instances} instances of a small backend serve on http://localhost:{port}/\n\
+        "A small backend serves on http://localhost:{port}/, instances: {instances}\n\
          Its config: {}\n\n\
          Try, in another terminal:\n\
          {}  {:<42} what pmr sees of all this\n\n\
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn the_guide_names_every_page_and_the_port() {
         let text = guide(8080, 3, Path::new("/run/pmr/demo.toml"));
-        assert!(text.starts_with("3 instances"));
+        assert!(text.contains("instances: 3\n"), "{text}");
         for page in pages::PAGES {
             assert!(text.contains(&format!("localhost:8080{}", page.example)), "{text}");
         }
