@@ -26,3 +26,5 @@ pub mod control;
 pub mod runtime;
 
 pub mod cli;
+
+pub mod demo;

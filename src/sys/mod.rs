@@ -3,6 +3,7 @@
 
 mod child;
 mod error;
+pub mod inherited;
 
 pub mod cgroup;
 pub mod clock;
