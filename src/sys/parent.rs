@@ -183,8 +183,10 @@ pub fn start(
     at: i32,
 ) -> Result<Started> {
     let failed = |e| Error::new("start the supervisor", e);
-    // The fd over which the child reports a failed exec is made by `spawn`, and must not get the
-    // number that is about to be replaced.
+    // The number `at` is about to be replaced in the child. So neither the binary may have it, nor
+    // the fd, made by `spawn`, over which the child reports a failed exec.
+    let binary = rustix::io::fcntl_dupfd_cloexec(binary, at.saturating_add(1))
+        .map_err(|e| failed(e.into()))?;
     let held = rustix::io::fcntl_dupfd_cloexec(link, at).map_err(|e| failed(e.into()))?;
     let mut command = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()));
     command.arg0(arg0).args(arguments).stdin(Stdio::null());
