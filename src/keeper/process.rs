@@ -331,8 +331,11 @@ impl Keeper {
         if !matches!(self.phase, Phase::Serving { .. }) {
             return Ok(());
         }
+        let dismissed = self.supervisor.as_ref().is_some_and(|one| one.dismissed);
         match packet {
             ToKeeper::Heartbeat | ToKeeper::Unknown => {}
+            // What the supervisor of the binary before still said of itself.
+            ToKeeper::Adopted | ToKeeper::Upgrade { .. } if dismissed => {}
             ToKeeper::Adopted => {
                 self.deaths.since_adopted = 0;
                 self.previous = None;

@@ -266,7 +266,8 @@ fn orphans_are_reaped_and_none_outlives_the_keeper() {
     let list = rig.directory.path().join("list");
     // Two daemons in sessions of their own, whose parent ends.
     let script = format!(
-        "for n in 1 2; do setsid sleep 100000 & echo $! >> {0}.part; done; mv {0}.part {0}; exit 5",
+        "for n in $(seq 200); do (true &); done; for n in 1 2; do setsid sleep 100000 & echo $! >> {0}.part; \
+         done; mv {0}.part {0}; exit 5",
         list.display()
     );
     rig.born(&mut supervisor, 1, 100, &script);
@@ -280,6 +281,17 @@ fn orphans_are_reaped_and_none_outlives_the_keeper() {
     let first = nix::unistd::Pid::from_raw(orphans[0].cast_signed());
     nix::sys::signal::kill(first, Signal::SIGKILL).unwrap();
     eventually("the orphan is reaped", || parent_of(orphans[0]).is_none().then_some(()));
+    eventually("no zombie is left", || {
+        let processes = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
+        let mut children: Vec<u32> =
+            processes.filter(|&pid| parent_of(pid) == Some(rig.keeper.id())).collect();
+        let mut expected = vec![supervisor.pid, orphans[1]];
+        children.sort_unstable();
+        expected.sort_unstable();
+        (children == expected).then_some(())
+    });
     supervisor.say(&ToKeeper::Ack { generation: 1 });
     supervisor.say(&ToKeeper::Exit { code: 4 });
     assert_eq!(rig.ends(), 4);
@@ -354,6 +366,39 @@ fn files_and_directories_are_removed_at_the_very_end() {
     assert!(!path("a").exists() && path("full/precious").exists());
 }
 
+/// Removes a group of a test that failed.
+struct Group<'a>(&'a Path);
+
+impl Drop for Group<'_> {
+    fn drop(&mut self) {
+        if self.0.exists() {
+            fs::write(self.0.join("cgroup.kill"), "1").unwrap_or_default();
+            eventually("the group is empty", || fs::remove_dir(self.0).ok());
+        }
+    }
+}
+
+#[test]
+fn a_keeper_without_a_free_fd_keeps_what_it_has_and_tries_again() {
+    let mut rig = Rig::new("no-fds");
+    let mut first = rig.supervisor();
+    let instance = rig.born(&mut first, 1, 100, FOREVER);
+    first.say(&ToKeeper::Adopted);
+    first.settle();
+    let pid = rustix::process::Pid::from_raw(rig.keeper.id().cast_signed());
+    let limit = |current| {
+        let maximum = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        let new = rustix::process::Rlimit { current: Some(current), maximum };
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, new).unwrap().current
+    };
+    let before = limit(4);
+    first.kill();
+    eventually("it has no fd", || rig.said().contains("Too many open files").then_some(()));
+    limit(before.unwrap_or(1024));
+    let second = rig.supervisor();
+    assert!(second.children.contains_key(&1) && instance.lives());
+}
+
 #[test]
 fn a_group_is_killed_whole_and_removed() {
     let name = "keeper::a_group_is_killed_whole_and_removed";
@@ -368,6 +413,7 @@ fn a_group_is_killed_whole_and_removed() {
         eprintln!("SKIPPED: {name}: no group can be made: {error}");
         return;
     }
+    let _group = Group(&group);
     let mut rig = Rig::new("group");
     let mut supervisor = rig.supervisor();
     let file = rig.directory.path().join("runs");
