@@ -529,9 +529,7 @@ impl Fault {
             Outcome::Failed(slot) if reload => {
                 return Err(Self::new(
                     FaultKind::RolledBack,
-                    format!(
-                        "the new instance of slot {slot} did not become ready; the old one serves"
-                    ),
+                    format!("new instance of slot {slot} not ready; the old one serves"),
                 ));
             }
             Outcome::Failed(_) | Outcome::Refused(Refusal::NothingRuns) => FaultKind::Failed,

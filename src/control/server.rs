@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! after receive, reply, handle_eof:  while let Some(call) = connection.next_call(now) { … }
-//! after anything:                    write outgoing(), then sent(); drop it once is_closed()
+//! after anything:                    write outgoing(), then sent(); drop it once is_closed(), or
+//!                                    where the socket fails or hangs up both ways
 //! poll for input:                    only while wants_input()
 //! at deadline():                     handle_time(now); early or spurious calls change nothing
 //! ```

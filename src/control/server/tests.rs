@@ -386,9 +386,7 @@ fn client_and_server_understand_each_other() {
             matches!(scale, Err(CallError::Fault(fault)) if fault.message == "Scale { count: 3 }")
         );
         let bad = client.call("Bad", &json!({}), soon());
-        assert!(
-            matches!(bad, Err(CallError::Other(name)) if name == "org.varlink.service.MethodNotFound")
-        );
+        assert!(matches!(bad, Err(CallError::Other(name)) if name.ends_with(".MethodNotFound")));
         let restart = client.call(
             "Restart",
             &json!({}),
