@@ -84,6 +84,8 @@ pub(super) struct Keeper {
     /// How often systemd wants to be pinged, and when it is next.
     ping: Option<(u64, u64)>,
     last_start: Option<u64>,
+    /// What the limit on open files was before it was raised.
+    pub(super) file_limit: Option<(u64, u64)>,
 }
 
 impl Keeper {
@@ -129,6 +131,7 @@ impl Keeper {
             silence_ms: quarter_ms(watchdog.unwrap_or(WATCHDOG_USEC)),
             ping: watchdog.map(|usec| (quarter_ms(usec), now)),
             last_start: None,
+            file_limit: Some(parent::raise_file_limit()?),
         };
         if protocol::encode(&ToSupervisor::Hello(keeper.hello())).len() > PACKET_BYTES_MAX {
             return Err(Error::new("hand the arguments over", rustix::io::Errno::TOOBIG));
@@ -430,6 +433,7 @@ impl Keeper {
             stopping: self.stop.is_some(),
             heartbeat_ms: (self.silence_ms / 3).max(1),
             upgrade: self.upgrade.clone(),
+            file_limit: self.file_limit,
         }
     }
 

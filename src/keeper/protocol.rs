@@ -108,6 +108,10 @@ pub struct Hello {
     pub heartbeat_ms: u64,
     /// How the last upgrade went, where there was one.
     pub upgrade: Option<UpgradeOutcome>,
+    /// Soft and hard limit on open files that pmr was started with, and its instances get; its own
+    /// is raised.
+    #[serde(default)]
+    pub file_limit: Option<(u64, u64)>,
 }
 
 /// How an upgrade went.

@@ -30,6 +30,8 @@ struct Saved {
     arguments: Vec<String>,
     foreground: bool,
     started_at_ms: u64,
+    #[serde(default)]
+    file_limit: Option<(u64, u64)>,
     deaths_total: u32,
     children: Vec<SavedChild>,
     fds: Vec<SavedFd>,
@@ -108,6 +110,7 @@ impl Keeper {
             arguments: self.options.arguments.clone(),
             foreground: self.options.foreground,
             started_at_ms: self.started_at,
+            file_limit: self.file_limit,
             deaths_total: self.deaths.total,
             children: self.table.children.values().map(SavedChild::of).collect(),
             fds: self.table.fds.iter().map(|(name, stored)| SavedFd::of(name, stored)).collect(),
@@ -203,6 +206,7 @@ fn way_back(bytes: &[u8]) -> Option<(i32, Vec<u8>)> {
 
 fn resumed(mut keeper: Keeper, saved: Saved) -> sys::Result<Keeper> {
     keeper.started_at = saved.started_at_ms;
+    keeper.file_limit = saved.file_limit.or(keeper.file_limit);
     keeper.deaths.total = saved.deaths_total;
     keeper.stop = saved.stop;
     keeper.removal = Removal { files: saved.files, directories: saved.directories };

@@ -5,7 +5,17 @@ use rustix::time::{ClockId, clock_gettime};
 /// Now, as milliseconds of `CLOCK_MONOTONIC`: never goes back, stands still in suspend, and is the
 /// same in every process of the machine, so it may be recorded and handed over.
 pub fn now() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
+    milliseconds(ClockId::Monotonic)
+}
+
+/// The time of day, as milliseconds since the Unix epoch. To be shown, never to be reckoned with:
+/// it jumps.
+pub fn time_of_day() -> u64 {
+    milliseconds(ClockId::Realtime)
+}
+
+fn milliseconds(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
     let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or_default();
     seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)

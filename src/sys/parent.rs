@@ -69,6 +69,17 @@ pub fn become_subreaper() -> Result<()> {
         .map_err(|e| Error::new("become the subreaper", e))
 }
 
+/// Raises the limit on open files as far as it goes: several are held for each instance. Returns
+/// the soft and the hard limit there were, which are an instance's: select(2) breaks above 1024, so
+/// a program raises its own only when it knows better.
+pub fn raise_file_limit() -> Result<(u64, u64)> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let failed = |e: nix::errno::Errno| Error::new("raise the limit on open files", e);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)?;
+    Ok((soft, hard))
+}
+
 /// The binary that this process runs, even where its file was replaced or removed since.
 pub fn own_binary() -> Result<OwnedFd> {
     let path = "/proc/self/exe";

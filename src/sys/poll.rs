@@ -130,17 +130,16 @@ fn rounded_up(timeout: Duration) -> Timespec {
 }
 
 /// Writes `bytes`, at most 4096 of them, to `fd` if that can be done at once, or else nothing: a
-/// reader that hangs (a stopped terminal, a stalled journal) must not stop the writer. Says whether
-/// it was written. A pipe that is writable has room for 4096 bytes (`PIPE_BUF`), not for more.
-pub fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<bool> {
+/// reader that hangs (a stopped terminal, a stalled journal) must not stop the writer. Says how
+/// many were written. A pipe that is writable has room for 4096 bytes (`PIPE_BUF`), not for more.
+pub fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     let fd = fd.as_fd();
     let mut one = [PollFd::new(&fd, PollFlags::OUT)];
     rustix::event::poll(&mut one, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
     if !one.iter().any(|one| one.revents().contains(PollFlags::OUT)) {
-        return Ok(false);
+        return Ok(0);
     }
-    rustix::io::write(fd, bytes.get(..4096).unwrap_or(bytes))?;
-    Ok(true)
+    Ok(rustix::io::write(fd, bytes.get(..4096).unwrap_or(bytes))?)
 }
 
 #[cfg(test)]
@@ -222,7 +221,7 @@ mod tests {
     fn a_full_pipe_does_not_stop_the_writer() {
         let (_reader, writer) = testing::pipe().unwrap();
         let mut written = 0;
-        while write_now(&writer, &[0; 10_000]).unwrap() {
+        while write_now(&writer, &[0; 10_000]).unwrap() > 0 {
             written += 1;
             assert!(written < 1000, "the pipe is never full");
         }

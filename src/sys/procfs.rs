@@ -183,6 +183,19 @@ pub fn command_line(pid: u32) -> Result<String> {
     }
 }
 
+/// The environment that a process was started with; variables that are not UTF-8 are shown as far
+/// as they are.
+pub fn environment(pid: u32) -> Result<std::collections::BTreeMap<String, String>> {
+    let path = format!("/proc/{pid}/environ");
+    let bytes = std::fs::read(&path).map_err(|error| Error::at("read", &path, error))?;
+    let variables = bytes.split(|&byte| byte == 0).filter_map(|variable| {
+        let text = String::from_utf8_lossy(variable);
+        let (name, value) = text.split_once('=')?;
+        Some((name.to_owned(), value.to_owned()))
+    });
+    Ok(variables.collect())
+}
+
 /// An address that somebody listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {

@@ -116,6 +116,12 @@ impl StateFile {
         Ok(Self { file: fd.into() })
     }
 
+    /// Another fd of the same file.
+    pub fn duplicate(&self) -> Result<OwnedFd> {
+        let file = self.file.try_clone();
+        file.map(OwnedFd::from).map_err(|e| Error::new("duplicate the state file", e))
+    }
+
     /// Replaces the state. Killed at any moment, either the old or the new one is there after.
     pub fn write(&mut self, version: u32, payload: &[u8]) -> std::result::Result<(), StateError> {
         let length = match u32::try_from(payload.len()) {
