@@ -93,6 +93,13 @@ pub enum Error {
         /// The kernel's word.
         source: io::Error,
     },
+    /// A file cannot be written.
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
     /// An upgrade ended with the old binary.
     UpgradeRolledBack {
         /// Which.
@@ -146,6 +153,7 @@ impl Error {
             | Self::Connect { .. }
             | Self::Call { .. }
             | Self::Directory { .. }
+            | Self::Write { .. }
             | Self::Output(_) => ExitStatus::Failed,
         }
     }
@@ -167,10 +175,14 @@ impl Error {
                 Some(format!("its supervisor may have been replaced; `pmr status {app}`"))
             }
             Self::Call { app, source: CallError::Fault(fault), .. } => fault_hint(app, fault),
+            Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+                Some("a file that is there is never replaced; name another with -o".to_owned())
+            }
             Self::NoSuchSlot { .. }
             | Self::Connect { .. }
             | Self::Call { .. }
             | Self::Directory { .. }
+            | Self::Write { .. }
             | Self::UpgradeRolledBack { .. }
             | Self::Output(_)
             | Self::Several(_) => None,
@@ -227,6 +239,9 @@ impl fmt::Display for Error {
             },
             Self::Directory { path, source } => {
                 write!(f, "cannot read {}: {source}", path.display())
+            }
+            Self::Write { path, source } => {
+                write!(f, "cannot write {}: {source}", path.display())
             }
             Self::UpgradeRolledBack { app, version } => {
                 write!(f, "the new binary did not take over `{app}`; pmr {version} goes on")

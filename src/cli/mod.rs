@@ -5,11 +5,13 @@
 mod apps;
 mod args;
 mod change;
+pub mod check;
 mod describe;
 mod env;
 
 mod error;
 pub mod import;
+pub mod init;
 mod logs;
 mod pid;
 mod status;
@@ -152,6 +154,18 @@ fn select(
     streams: &mut Streams<'_>,
 ) -> Result<(), Error> {
     change::perform(apps.find_text(&selection.target)?, change, selection.patience, streams)
+}
+
+/// The exit status of a command whose end was left to the caller; says what went wrong.
+pub fn finish(result: Result<ExitStatus, Error>, streams: &mut Streams<'_>) -> u8 {
+    let result = result.and_then(|status| {
+        streams.out.flush()?;
+        Ok(status)
+    });
+    match result {
+        Ok(status) => status.code(),
+        Err(error) => report(&error, streams).code(),
+    }
 }
 
 /// What is done in the turn of the loop in which it is asked for.
