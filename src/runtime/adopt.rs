@@ -34,7 +34,7 @@ pub(super) const STATUS_CONFIG: u8 = 78;
 const STATUS_FAILED: u8 = 1;
 
 /// The names under which the keeper holds what belongs to the app as a whole.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 const CONTROL: &str = "control";
 
 /// Why an app cannot be started.
@@ -179,8 +179,8 @@ impl Takeover<'_> {
             .map_err(|error| Error::at("make the directory", &directory, error))?;
         self.lock(&directory.join(LOCK), name)?;
         let level = Level::find(name, self.hello.keeper_pid);
-        self.declare_remains(&directory, &level)?;
         let sockets = self.sockets(&releases, &newest)?;
+        super::spawn::declare_remains(self.keeper, &directory, &level, &sockets)?;
         let control = self.control(&directory)?;
         if is_fresh {
             let fd = newest.seal()?;
@@ -252,15 +252,6 @@ impl Takeover<'_> {
             Err(LockError::System(error)) => Err(error.into()),
             Err(LockError::Held { pid }) => Err(StartError::Running { app: app.to_owned(), pid }),
         }
-    }
-
-    /// What the keeper removes at the very end, whoever ends the app.
-    fn declare_remains(&mut self, directory: &std::path::Path, level: &Level) -> Result<(), Error> {
-        let text = |path: &std::path::Path| path.display().to_string();
-        let files = [INTERFACE, LOCK].map(|name| text(&directory.join(name))).to_vec();
-        let home = level.home().map(|home| text(home.path()));
-        let directories = home.into_iter().chain([text(directory)]).collect();
-        self.keeper.say(&ToKeeper::Remove { files, directories }, &[])
     }
 
     fn sockets(
@@ -335,8 +326,7 @@ impl Takeover<'_> {
         let mut known = BTreeSet::new();
         for Known { child, pidfd, exited } in std::mem::take(&mut self.children) {
             let ended = exited.is_some();
-            let (generation, instance) =
-                instances::adopt(&child, pidfd, ended, &mut self.fds, clock::now());
+            let (generation, instance) = instances::adopt(&child, pidfd, ended, &mut self.fds);
             known.insert(generation);
             if held.contains(&generation) {
                 let pid = child.pid;

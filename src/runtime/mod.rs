@@ -13,6 +13,7 @@ mod facts;
 mod handover;
 mod instances;
 mod keeper_link;
+mod log;
 mod output;
 mod record;
 mod release;
@@ -90,6 +91,7 @@ pub(crate) struct Runtime {
     record: Record,
     spawner: Spawner,
     output: Output,
+    log: log::Waiting,
     policy: Policy,
     instances: BTreeMap<Generation, Instance>,
     remains: BTreeMap<Generation, Remains>,
@@ -155,6 +157,7 @@ impl Runtime {
             record: parts.record,
             spawner: parts.spawner,
             output: parts.output,
+            log: log::Waiting::collect(),
             policy: parts.policy,
             instances: BTreeMap::new(),
             remains: BTreeMap::new(),

@@ -256,6 +256,14 @@ impl Sockets {
         Self { bound: bound.collect() }
     }
 
+    /// The socket files that are made for apps.
+    fn files(&self) -> impl Iterator<Item = String> + '_ {
+        self.bound.keys().filter_map(|address| match address {
+            crate::spec::ListenAddress::Unix(path) => Some(path.display().to_string()),
+            crate::spec::ListenAddress::Tcp(_) => None,
+        })
+    }
+
     pub(super) fn is_bound(&self, address: &crate::spec::ListenAddress) -> bool {
         self.bound.contains_key(address)
     }
@@ -294,6 +302,21 @@ impl Sockets {
             }
         }
     }
+}
+
+/// Tells the keeper what to remove at the very end, whoever ends the app.
+pub(super) fn declare_remains(
+    keeper: &mut super::KeeperLink,
+    directory: &std::path::Path,
+    level: &super::Level,
+    sockets: &Sockets,
+) -> Result<(), Error> {
+    let text = |path: &std::path::Path| path.display().to_string();
+    let own = [crate::control::protocol::INTERFACE, super::adopt::LOCK];
+    let files = own.map(|name| text(&directory.join(name))).into_iter().chain(sockets.files());
+    let home = level.home().map(|home| text(home.path()));
+    let directories = home.into_iter().chain([text(directory)]).collect();
+    keeper.say(&ToKeeper::Remove { files: files.collect(), directories }, &[])
 }
 
 /// The words for a failed exec.

@@ -60,6 +60,12 @@ impl Runtime {
             self.keeper.say(&ToKeeper::Store { name, generation: None }, &[fd.as_fd()])?;
             self.sockets.insert(address, fd);
         }
+        super::spawn::declare_remains(
+            &mut self.keeper,
+            &self.directory,
+            &self.level,
+            &self.sockets,
+        )?;
         let name = Release::fd_name(id);
         self.keeper.say(&ToKeeper::Store { name, generation: None }, &[sealed.as_fd()])?;
         self.releases.insert(id, release.clone());
