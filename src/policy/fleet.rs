@@ -366,8 +366,8 @@ impl Scene<'_> {
 
     fn announce_ready(&mut self) {
         let slots = &self.fleet.slots;
-        let first_starts_over = slots.iter().all(|slot| slot.first_start_over);
-        if !self.fleet.announced_ready && first_starts_over && slots.iter().any(Slot::is_online) {
+        let starting = slots.iter().any(Slot::is_in_first_start);
+        if !self.fleet.announced_ready && !starting && slots.iter().any(Slot::is_online) {
             self.fleet.announced_ready = true;
             self.out.push(Action::AnnounceReady);
         }

@@ -157,6 +157,16 @@ impl Slot {
         self.running().is_some_and(|instance| instance.online_since().is_some())
     }
 
+    /// Whether it is wanted and never was online, nor given up, so far.
+    pub(super) fn is_in_first_start(&self) -> bool {
+        match self.current {
+            Current::Finished | Current::Errored => false,
+            Current::Stopped | Current::Waiting { .. } | Current::Running(_) => {
+                self.goal == Goal::Run && !self.first_start_over
+            }
+        }
+    }
+
     /// It is wanted again; a start follows as soon as its place is free.
     pub(super) fn revive(&mut self, now: Moment, out: &mut Vec<Action>) {
         self.goal = Goal::Run;
@@ -251,10 +261,10 @@ impl Slot {
 
     /// The instance of `generation` is ready.
     pub(super) fn handle_ready(&mut self, generation: Generation, turn: &mut Turn<'_>) {
-        self.first_start_over |= self.is_current(generation);
         if let Some(instance) = self.find_mut(generation) {
             instance.handle_ready(turn);
         }
+        self.first_start_over |= self.is_online();
     }
 
     /// The process of `generation` has ended.

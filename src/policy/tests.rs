@@ -500,3 +500,11 @@ fn what_was_not_carried_out_is_said_again() {
     drop(Policy::adopt(fleet, releases, Moment::from_ms(1001), &mut again));
     assert_eq!(again, [Action::Signal { generation: Generation(1) }]);
 }
+
+#[test]
+fn a_slot_stopped_in_its_first_start_does_not_hold_up_ready() {
+    let mut world = World::new(2, &rules(), &[Life::Hangs, Life::Hangs]);
+    world.wish(1, Wish::Stop { slot: Some(SlotId(0)) });
+    world.event(Event::Fact(Fact::Ready { generation: Generation(2) }));
+    assert_eq!(world.lines("ready"), ["0 ready"]);
+}
