@@ -75,6 +75,11 @@ impl Fleet {
         (0..count).map(SlotId)
     }
 
+    /// How many slots there are that nobody wants gone.
+    pub(super) fn staying(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.goal != Goal::Remove).count()
+    }
+
     fn next_generation(&mut self) -> Generation {
         self.last_generation = Generation(self.last_generation.0.saturating_add(1));
         self.last_generation
@@ -347,10 +352,7 @@ impl Scene<'_> {
     /// Forgets removed slots, says when the app is ready, and when all is over.
     pub(super) fn conclude(&mut self) {
         while let Some(last) = self.fleet.slots.last() {
-            let gone = last.goal == Goal::Remove
-                && last.is_vacant()
-                && matches!(last.current, Current::Stopped);
-            if !gone {
+            if last.goal != Goal::Remove || !last.is_stopped() {
                 break;
             }
             self.fleet.slots.pop();

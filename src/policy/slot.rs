@@ -152,6 +152,11 @@ impl Slot {
         self.instances().next().is_none()
     }
 
+    /// Whether it is stopped, and nothing is left in it.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_vacant() && matches!(self.current, Current::Stopped)
+    }
+
     /// Whether its current instance is online.
     pub(super) fn is_online(&self) -> bool {
         self.running().is_some_and(|instance| instance.online_since().is_some())

@@ -508,3 +508,34 @@ fn a_slot_stopped_in_its_first_start_does_not_hold_up_ready() {
     world.event(Event::Fact(Fact::Ready { generation: Generation(2) }));
     assert_eq!(world.lines("ready"), ["0 ready"]);
 }
+
+#[test]
+fn a_start_answers_the_stop_that_it_overtakes() {
+    let mut world = World::new(1, &rules(), &[]);
+    world.run(1000).wish(1, Wish::Stop { slot: None }).wish(2, Wish::Start { slot: None });
+    world.run(5000);
+    assert_eq!(
+        world.lines("#"),
+        ["1000 #1 cancelled: something else took precedence", "1100 #2 done"]
+    );
+}
+
+#[test]
+fn each_scaling_is_answered_when_another_follows() {
+    let mut world = World::new(3, &rules(), &[]);
+    world.run(1000).wish(1, Wish::Scale { count: 1 }).wish(2, Wish::Scale { count: 2 });
+    world.run(5000);
+    assert_eq!(
+        world.lines("#"),
+        ["1000 #1 cancelled: something else took precedence", "1100 #2 done"]
+    );
+}
+
+#[test]
+fn scaling_is_done_where_another_slot_is_stopped() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(1000).wish(1, Wish::Stop { slot: Some(SlotId(0)) }).run(2000);
+    world.wish(2, Wish::Scale { count: 3 }).run(3000);
+    assert_eq!(world.lines("#2"), ["2000 #2 done"]);
+    assert_eq!(world.words(), ["stopped", "online", "online"]);
+}

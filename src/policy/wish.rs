@@ -169,8 +169,7 @@ impl Scene<'_> {
 
     fn stop_wish(&mut self, slot: Option<SlotId>) -> Taken {
         let targets = self.targets(slot);
-        let stopped = |slot: &Slot| slot.is_vacant() && matches!(slot.current, Current::Stopped);
-        if targets.iter().all(|&id| self.fleet.slot(id).is_some_and(stopped)) {
+        if targets.iter().all(|&id| self.fleet.slot(id).is_some_and(Slot::is_stopped)) {
             return Taken::Answer(Outcome::AlreadySo);
         }
         // Stop wins.
@@ -185,8 +184,7 @@ impl Scene<'_> {
         if count == 0 || count > INSTANCES_MAX {
             return Taken::Answer(Outcome::Refused(Refusal::Count(count)));
         }
-        let wanted = self.fleet.slots.iter().filter(|slot| slot.goal != Goal::Remove).count();
-        if wanted == usize::from(count) {
+        if self.fleet.staying() == usize::from(count) {
             return Taken::Answer(Outcome::AlreadySo);
         }
         for id in self.fleet.slot_ids().collect::<Vec<_>>() {
@@ -203,7 +201,8 @@ impl Scene<'_> {
             self.fleet.slots.push(Slot::new(SlotId(id), release));
             self.start(SlotId(id));
         }
-        Taken::Await(Awaits::Count(count))
+        let wanted = self.fleet.slots.iter().filter(|slot| slot.goal == Goal::Run);
+        Taken::Await(Awaits::Count(count, wanted.map(|slot| slot.id).collect()))
     }
 
     fn signal_wish(&mut self, slot: Option<SlotId>, signal: i32) -> Taken {
