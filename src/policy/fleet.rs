@@ -198,10 +198,12 @@ impl Scene<'_> {
         self.with_slot(id, |slot, turn| slot.start(generation, turn));
     }
 
-    /// Stops a slot; `goal` says whether it stays.
+    /// Stops a slot; `goal` says whether it stays. One that is to be gone is not kept by a stop.
     pub(super) fn stop(&mut self, id: SlotId, goal: Goal) {
         self.with_slot(id, |slot, turn| {
-            slot.goal = goal;
+            if slot.goal != Goal::Remove {
+                slot.goal = goal;
+            }
             slot.end_all(&EndCause::Stop, turn);
         });
     }

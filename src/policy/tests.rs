@@ -539,3 +539,19 @@ fn scaling_is_done_where_another_slot_is_stopped() {
     assert_eq!(world.lines("#2"), ["2000 #2 done"]);
     assert_eq!(world.words(), ["stopped", "online", "online"]);
 }
+
+#[test]
+fn a_slot_that_is_scaled_away_is_neither_kept_by_a_stop_nor_by_a_start() {
+    let restart = Wish::Restart { slot: None, release: ReleaseId(2), rules: rules() };
+    for wish in [Wish::Stop { slot: None }, Wish::Start { slot: None }, restart] {
+        let mut world = World::new(2, &rules(), &[]);
+        world.run(20_000).wish(1, Wish::Scale { count: 1 }).wish(2, wish.clone()).run(40_000);
+        assert_eq!(world.words().len(), 1, "{wish:?}");
+        let answer = world.lines("#1");
+        assert_eq!(answer.len(), 1, "{wish:?}: {answer:?}");
+    }
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000).wish(1, Wish::Scale { count: 1 });
+    world.wish(2, Wish::Start { slot: Some(SlotId(1)) });
+    assert_eq!(world.lines("#2"), ["20000 #2 there is no slot 1"]);
+}

@@ -51,7 +51,11 @@ impl Policy {
             | Wish::Reset { slot } => *slot,
             Wish::Reload { .. } | Wish::Scale { .. } | Wish::ShutDown { .. } => None,
         };
-        if let Some(slot) = slot.filter(|&slot| fleet.slot(slot).is_none()) {
+        let starts = matches!(wish, Wish::Start { .. } | Wish::Restart { .. });
+        if let Some(slot) = slot.filter(|&slot| {
+            // One that is scaled away can be signalled until it is gone, and not started any more.
+            fleet.slot(slot).is_none_or(|slot| starts && slot.goal == Goal::Remove)
+        }) {
             return Some(Refusal::NoSuchSlot(slot));
         }
         let changes = match wish {
@@ -119,7 +123,7 @@ impl Policy {
         if kind == RollKind::Restart {
             for &id in &remaining {
                 if let Some(slot) = self.fleet.slots.get_mut(usize::from(id.0))
-                    && slot.goal != Goal::Run
+                    && slot.goal == Goal::Stop
                 {
                     slot.goal = Goal::Run;
                     slot.release = release;
@@ -142,7 +146,8 @@ impl Scene<'_> {
     }
 
     fn start_wish(&mut self, slot: Option<SlotId>) -> Taken {
-        let targets = self.targets(slot);
+        let mut targets = self.targets(slot);
+        targets.retain(|&id| self.fleet.slot(id).is_some_and(|slot| slot.goal != Goal::Remove));
         let mut changed = false;
         for &id in &targets {
             let Some(slot) = self.fleet.slots.get_mut(usize::from(id.0)) else { continue };
