@@ -555,3 +555,18 @@ fn a_slot_that_is_scaled_away_is_neither_kept_by_a_stop_nor_by_a_start() {
     world.wish(2, Wish::Start { slot: Some(SlotId(1)) });
     assert_eq!(world.lines("#2"), ["20000 #2 there is no slot 1"]);
 }
+
+#[test]
+fn a_crash_while_an_unneeded_newcomer_drains() {
+    let rules = Rules { listen_timeout: ms(1000), ..rules() };
+    let mut world = World::new(1, &rules, &[Life::Dies(22_000), Life::Hangs]);
+    world.run(20_000).wish(1, Wish::Reload { release: ReleaseId(2), rules: rules.clone() });
+    // The newcomer hangs, and does not mind being asked to stop.
+    world.running.insert(Generation(2), (SlotId(0), Life::Stubborn, None));
+    world.run(60_000);
+    assert_eq!(
+        world.lines("spawn"),
+        ["0 spawn 0.1 of 1", "20000 spawn 0.2 of 2", "22000 spawn 0.3 of 1"]
+    );
+    assert_eq!(world.words(), ["online"]);
+}
