@@ -277,6 +277,7 @@ impl Scene<'_> {
             }
             Move::Start => {
                 self.with_slot(id, |slot, _| {
+                    slot.goal = Goal::Run;
                     slot.release = release;
                     slot.history.reset();
                 });

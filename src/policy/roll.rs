@@ -88,7 +88,13 @@ impl Roll {
     }
 
     fn begin(&self, slot: &Slot, rules: &Rules) -> Move {
-        if slot.goal != Goal::Run {
+        // A restart of what is stopped starts it, as in PM2.
+        let wanted = match slot.goal {
+            Goal::Run => true,
+            Goal::Stop => self.kind == RollKind::Restart,
+            Goal::Remove => false,
+        };
+        if !wanted {
             return Move::Skip;
         }
         if slot.other.is_some() {

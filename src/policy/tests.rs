@@ -570,3 +570,27 @@ fn a_crash_while_an_unneeded_newcomer_drains() {
     );
     assert_eq!(world.words(), ["online"]);
 }
+
+#[test]
+fn a_restart_that_ends_early_leaves_stopped_what_it_did_not_come_to() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000).wish(1, Wish::Stop { slot: None }).run(21_000);
+    world.lives = [Life::Dies(500)].into();
+    world.wish(2, Wish::Restart { slot: None, release: ReleaseId(2), rules: rules() }).run(30_000);
+    assert_eq!(world.lines("#2"), ["21500 #2 slot 0 did not come online"]);
+    assert_eq!(world.words(), ["online", "stopped"]);
+    let releases = [1, 2].map(|id| (ReleaseId(id), rules())).into();
+    let fleet = world.policy.saved().clone();
+    let adopted = Policy::adopt(fleet, releases, Moment::from_ms(30_000), &mut Vec::new());
+    assert_eq!(adopted.saved(), world.policy.saved());
+}
+
+#[test]
+fn a_stop_wins_over_a_restart_that_has_not_come_to_the_slot() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000).wish(1, Wish::Stop { slot: None }).run(21_000);
+    world.wish(2, Wish::Restart { slot: None, release: ReleaseId(2), rules: rules() });
+    world.wish(3, Wish::Stop { slot: Some(SlotId(1)) }).run(30_000);
+    assert_eq!(world.words(), ["online", "stopped"]);
+    assert_eq!(world.lines("#3"), ["21000 #3 done"]);
+}

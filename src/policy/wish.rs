@@ -119,17 +119,6 @@ impl Policy {
             Some(slot) => [slot].into(),
             None => self.fleet.slot_ids().collect(),
         };
-        // A restart of what is stopped starts it, as in PM2.
-        if kind == RollKind::Restart {
-            for &id in &remaining {
-                if let Some(slot) = self.fleet.slots.get_mut(usize::from(id.0))
-                    && slot.goal == Goal::Stop
-                {
-                    slot.goal = Goal::Run;
-                    slot.release = release;
-                }
-            }
-        }
         self.fleet.roll = Some(Roll { kind, release, remaining, step: None });
         out.push(Action::Note(super::Note {
             slot,
@@ -174,7 +163,10 @@ impl Scene<'_> {
 
     fn stop_wish(&mut self, slot: Option<SlotId>) -> Taken {
         let targets = self.targets(slot);
-        if targets.iter().all(|&id| self.fleet.slot(id).is_some_and(Slot::is_stopped)) {
+        // A restart that has not come to a stopped slot would still start it.
+        let restarting = self.fleet.roll.as_ref().is_some_and(|it| it.kind == RollKind::Restart);
+        let stopped = |&id: &SlotId| self.fleet.slot(id).is_some_and(Slot::is_stopped);
+        if !restarting && targets.iter().all(stopped) {
             return Taken::Answer(Outcome::AlreadySo);
         }
         // Stop wins.
