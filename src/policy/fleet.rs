@@ -324,8 +324,7 @@ impl Scene<'_> {
         *self.roll_end = Some(RollEnd::Failed(step.slot));
         self.drop_newcomer(step.slot);
         if roll.kind == RollKind::Reload {
-            let now = self.now;
-            let again = self.with_slot(step.slot, |slot, _| fall_back(slot, step.from, now));
+            let again = self.with_slot(step.slot, |slot, turn| fall_back(slot, step.from, turn));
             if again == Some(true) {
                 self.start(step.slot);
             }

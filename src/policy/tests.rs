@@ -594,3 +594,20 @@ fn a_stop_wins_over_a_restart_that_has_not_come_to_the_slot() {
     assert_eq!(world.words(), ["online", "stopped"]);
     assert_eq!(world.lines("#3"), ["21000 #3 done"]);
 }
+
+#[test]
+fn a_reload_to_one_that_hangs_goes_back_whatever_its_own_rules_say() {
+    let alone = Rules { beside: false, listen_timeout: ms(3000), ..rules() };
+    let restart = RestartRules { autorestart: false, delay: ms(7000), ..alone.restart.clone() };
+    let new = Rules { restart, ..alone.clone() };
+    for life in [Life::Hangs, Life::NoExec] {
+        let mut world = World::new(1, &alone, &[]);
+        world.run(20_000);
+        world.lives = [life].into();
+        let rules = new.clone();
+        world.wish(1, Wish::Reload { release: ReleaseId(2), rules }).run(60_000);
+        assert_eq!(world.words(), ["online"], "{life:?}");
+        let last = world.lines("spawn").pop();
+        assert!(last.is_some_and(|line| line.ends_with("spawn 0.3 of 1")), "{}", world.trace);
+    }
+}
