@@ -484,7 +484,7 @@ fn saved_and_adopted_is_the_same() {
     let mut out = Vec::new();
     let adopted = Policy::adopt(fleet, releases, Moment::from_ms(1500), &mut out);
     assert_eq!(adopted.saved(), world.policy.saved());
-    assert!(out.is_empty(), "everything was carried out: {out:?}");
+    assert_eq!(out, [Action::AnnounceReady], "everything else was carried out");
 }
 
 #[test]
@@ -498,7 +498,7 @@ fn what_was_not_carried_out_is_said_again() {
     let mut again = Vec::new();
     let fleet = world.policy.saved().clone();
     drop(Policy::adopt(fleet, releases, Moment::from_ms(1001), &mut again));
-    assert_eq!(again, [Action::Signal { generation: Generation(1) }]);
+    assert_eq!(again, [Action::Signal { generation: Generation(1) }, Action::AnnounceReady]);
 }
 
 #[test]
