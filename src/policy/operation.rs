@@ -3,7 +3,7 @@
 use super::fleet::{Fleet, RollEnd};
 use super::id::{SlotId, Ticket};
 use super::reason::Outcome;
-use super::slot::{Current, Goal, Slot};
+use super::slot::{Current, Goal};
 
 /// Most wishes that wait at a time.
 pub(super) const OPERATIONS_MAX: usize = 64;
