@@ -33,13 +33,12 @@ impl Operation {
     pub(super) fn outcome(&self, fleet: &Fleet, roll_end: Option<RollEnd>) -> Option<Outcome> {
         match &self.awaits {
             Awaits::Stopped(slots) => stopped(fleet, slots),
-            Awaits::Online(slots) => online(fleet, slots),
             // Somebody asked for another number.
             Awaits::Count(count, _) if fleet.staying() != usize::from(*count) => {
                 Some(Outcome::Cancelled)
             }
             Awaits::Count(count, _) if fleet.slots.len() != usize::from(*count) => None,
-            Awaits::Count(_, slots) => online(fleet, slots),
+            Awaits::Online(slots) | Awaits::Count(_, slots) => online(fleet, slots),
             Awaits::Roll => roll_end.map(|end| match end {
                 RollEnd::Done => Outcome::Done,
                 RollEnd::Failed(slot) => Outcome::Failed(slot),
