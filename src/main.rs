@@ -31,10 +31,8 @@ fn command(args: Vec<OsString>) -> u8 {
         Next::Supervise { config, overlay } => return supervise(&config, overlay, streams),
         Next::Demo { port, instances } => return run_demo(port, instances, streams),
         Next::Check { files, json } => check::run(&files, json, &mut streams),
-        Next::Init { name, output } => {
-            init::run(name.as_ref(), output.as_deref(), &mut streams)
-                .map(|()| cli::ExitStatus::Done)
-        }
+        Next::Init { name, output } => init::run(name.as_ref(), output.as_deref(), &mut streams)
+            .map(|()| cli::ExitStatus::Done),
         Next::Import { file, directory, force } => {
             return run_import(file, directory, force, &mut streams);
         }
