@@ -11,6 +11,8 @@ mod app;
 #[cfg(test)]
 mod basics;
 #[cfg(test)]
+mod failpoints;
+#[cfg(test)]
 mod load;
 #[cfg(test)]
 mod procs;
