@@ -21,7 +21,7 @@ use super::keeper_link::KeeperLink;
 use super::output::Output;
 use super::record::{self, Record, Remembered};
 use super::release::{Release, ReleaseError};
-use super::spawn::Sockets;
+use super::spawn::{Sockets, declare_remains};
 use super::{Arguments, Runtime};
 use crate::control::own_directory;
 use crate::control::protocol::INTERFACE;
@@ -179,8 +179,11 @@ impl Takeover<'_> {
             .map_err(|error| Error::at("make the directory", &directory, error))?;
         self.lock(&directory.join(LOCK), name)?;
         let level = Level::find(name, self.hello.keeper_pid);
+        // Before anything else is made, and again with what was.
+        let config = Some(newest.config.as_path());
+        declare_remains(self.keeper, &directory, &level, config, &Sockets::default())?;
         let sockets = self.sockets(&releases, &newest)?;
-        super::spawn::declare_remains(self.keeper, &directory, &level, &sockets)?;
+        declare_remains(self.keeper, &directory, &level, config, &sockets)?;
         let control = self.control(&directory)?;
         if is_fresh {
             let fd = newest.seal()?;

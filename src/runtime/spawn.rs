@@ -304,16 +304,20 @@ impl Sockets {
     }
 }
 
-/// Tells the keeper what to remove at the very end, whoever ends the app.
+/// Tells the keeper what to remove at the very end, whoever ends the app. A config in the app's own
+/// runtime directory was made by pmr (the demo's), and goes with it.
 pub(super) fn declare_remains(
     keeper: &mut super::KeeperLink,
     directory: &std::path::Path,
     level: &super::Level,
+    config: Option<&std::path::Path>,
     sockets: &Sockets,
 ) -> Result<(), Error> {
     let text = |path: &std::path::Path| path.display().to_string();
     let own = [crate::control::protocol::INTERFACE, super::adopt::LOCK];
-    let files = own.map(|name| text(&directory.join(name))).into_iter().chain(sockets.files());
+    let own = own.map(|name| text(&directory.join(name)));
+    let config = config.filter(|config| config.starts_with(directory)).map(text);
+    let files = own.into_iter().chain(config).chain(sockets.files());
     let home = level.home().map(|home| text(home.path()));
     let directories = home.into_iter().chain([text(directory)]).collect();
     keeper.say(&ToKeeper::Remove { files: files.collect(), directories }, &[])

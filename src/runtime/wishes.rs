@@ -64,6 +64,7 @@ impl Runtime {
             &mut self.keeper,
             &self.directory,
             &self.level,
+            Some(&release.config),
             &self.sockets,
         )?;
         let name = Release::fd_name(id);
