@@ -21,7 +21,7 @@ use super::keeper_link::KeeperLink;
 use super::output::Output;
 use super::record::{self, Record, Remembered};
 use super::release::{Release, ReleaseError};
-use super::spawn::{Sockets, declare_remains};
+use super::sockets::{LOCK, Sockets, declare_remains};
 use super::{Arguments, Runtime};
 use crate::control::own_directory;
 use crate::control::protocol::INTERFACE;
@@ -33,8 +33,7 @@ pub(super) const STATUS_CONFIG: u8 = 78;
 /// Exit status where the machine does not let an app start.
 const STATUS_FAILED: u8 = 1;
 
-/// The names under which the keeper holds what belongs to the app as a whole.
-pub(super) const LOCK: &str = "lock";
+/// The name under which the keeper holds the control socket.
 const CONTROL: &str = "control";
 
 /// Why an app cannot be started.

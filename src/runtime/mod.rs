@@ -17,6 +17,7 @@ mod log;
 mod output;
 mod record;
 mod release;
+mod sockets;
 mod sources;
 mod spawn;
 mod upgrade;
@@ -40,8 +41,8 @@ use keeper_link::KeeperLink;
 use output::Output;
 use record::Record;
 use release::Release;
+use sockets::Sockets;
 use sources::Source;
-use spawn::Sockets;
 
 pub use upgrade::preflight;
 
