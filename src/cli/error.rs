@@ -8,7 +8,7 @@ use crate::control::Spoken;
 use crate::control::client::{CallError, ConnectError};
 use crate::control::protocol::{Fault, FaultKind};
 
-/// The exit status of a command (DESIGN 10); the table is in `pmr --help`.
+/// The exit status of a command; the table is in `pmr --help`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     /// Done.

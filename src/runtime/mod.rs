@@ -2,7 +2,8 @@
 //!
 //! One thread, one loop. A turn is: wait for fds or the next deadline; make events of what is
 //! there, facts before wishes; let the core decide; record what it remembers; carry out its
-//! actions, whose answers are events of the same turn. Nothing else blocks.
+//! actions, whose answers are events of the same turn. Nothing else waits: no peer, no terminal and
+//! no child. A restart and a reload read the config in between.
 
 mod adopt;
 mod answers;
