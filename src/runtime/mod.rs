@@ -103,6 +103,8 @@ pub(crate) struct Runtime {
     events: VecDeque<Event>,
     /// pmr's own OOM score is below an app's.
     oom_score_below: bool,
+    /// Instances that said `READY=1` in this turn.
+    heard_ready: Vec<Generation>,
     outputs_paused: bool,
     keeper_waits: bool,
     heartbeat_at_ms: u64,
@@ -167,6 +169,7 @@ impl Runtime {
             poll,
             events: parts.events,
             oom_score_below: oom_score_below(),
+            heard_ready: Vec::new(),
             outputs_paused: false,
             keeper_waits: false,
             heartbeat_at_ms: now,
@@ -245,6 +248,7 @@ impl Runtime {
                 self.policy.handle(now, event, &mut actions);
             }
             self.save();
+            self.take_heard();
             self.perform_all(actions);
         }
         self.forget_releases();

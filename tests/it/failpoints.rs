@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::app::{App, Setup, State};
+use crate::app::{App, Setup, State, python};
 use crate::procs::{self, skip};
 
 /// The calls by which the supervisor changes the world, or learns what it acts on.
@@ -152,6 +152,35 @@ fn a_crash_is_followed_by_one_restart_wherever_the_supervisor_dies() {
         },
     );
     assert!(deaths >= 20, "the trap went off {deaths} times only");
+}
+
+/// `READY=1` is said once, and nobody says it again for a supervisor that died with it.
+#[test]
+fn a_readiness_is_heard_wherever_the_supervisor_dies() {
+    if !is_possible("a_readiness_is_heard_wherever_the_supervisor_dies") {
+        return;
+    }
+    let notifier = python(
+        "import os, socket, time\n\
+         s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+         s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\n\
+         time.sleep(1000000)",
+    );
+    let rules = "instances = 2\nmax_restarts = 1000\nmin_uptime = 100\nready = \"notify\"\n\
+                 listen_timeout = \"1h\"\n";
+    let app = Setup::new("readypoints").config(&format!("{notifier}{rules}")).start();
+    for count in 1..16 {
+        let before = app.online(2);
+        let trap = Trap::set(&app, "pwrite64", count);
+        assert!(procs::signal(before.pid(0).unwrap(), Signal::KILL));
+        app.state(&format!("pwrite64 {count}: slot 0 is back"), |state| {
+            state.len() == 2 && state.word(0) == "online" && state.pid(0) != before.pid(0)
+        });
+        if !trap.disarm() {
+            assert!(count > 3, "a restart is recorded in several steps");
+            return;
+        }
+    }
 }
 
 #[test]
