@@ -68,7 +68,7 @@ impl RestartHistory {
             Failure::Exit(exit) => {
                 let wanted = match exit {
                     Exit::Code(code) => rules.stop_exit_codes.contains(code),
-                    Exit::Signal { .. } => false,
+                    Exit::Signal { .. } | Exit::Unseen => false,
                 };
                 if wanted || !rules.autorestart {
                     return Verdict::Finished;

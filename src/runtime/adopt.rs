@@ -36,6 +36,9 @@ const STATUS_FAILED: u8 = 1;
 /// The name under which the keeper holds the control socket.
 const CONTROL: &str = "control";
 
+/// How the names of the releases begin that the keeper holds.
+const RELEASE: &str = "release.";
+
 /// Why an app cannot be started.
 #[derive(Debug)]
 pub(super) enum StartError {
@@ -149,9 +152,15 @@ struct Takeover<'a> {
 pub(super) fn adopt() -> Result<Option<Runtime>, Error> {
     let mut keeper = KeeperLink::inherited()?;
     let HandOver { hello, children, fds } = handover::receive(&mut keeper)?;
+    let was_started = fds.keys().any(|name| name.starts_with(RELEASE));
     let takeover = Takeover { keeper: &mut keeper, hello, children, fds, remarks: Vec::new() };
     match takeover.parts() {
         Ok(parts) => Runtime::new(keeper, parts).map(Some),
+        // What was started goes on: the keeper tries again, or takes an upgrade back.
+        Err(error) if was_started => {
+            let error = std::io::Error::other(error.to_string());
+            Err(Error::new("adopt", error))
+        }
         Err(error) => {
             super::say_to_stderr(&error.to_string());
             keeper.say(&ToKeeper::Exit { code: error.status() }, &[])?;
@@ -163,8 +172,12 @@ pub(super) fn adopt() -> Result<Option<Runtime>, Error> {
 
 impl Takeover<'_> {
     fn parts(mut self) -> Result<Parts, StartError> {
+        let is_fresh = !self.fds.keys().any(|name| name.starts_with(RELEASE));
         let mut releases = self.sealed_releases();
-        let is_fresh = releases.is_empty();
+        // A running app is never started again from files that may have changed since.
+        if !is_fresh && releases.is_empty() {
+            return Err(StartError::Release(ReleaseError::Foreign));
+        }
         if is_fresh {
             let release = self.first_release()?;
             releases.insert(release.id, release);
@@ -222,7 +235,7 @@ impl Takeover<'_> {
     /// The releases that the keeper holds; one that cannot be read is a remark.
     fn sealed_releases(&mut self) -> BTreeMap<ReleaseId, Release> {
         let names: Vec<String> =
-            self.fds.keys().filter(|name| name.starts_with("release.")).cloned().collect();
+            self.fds.keys().filter(|name| name.starts_with(RELEASE)).cloned().collect();
         let mut releases = BTreeMap::new();
         for name in names {
             let Some(fd) = self.fds.remove(&name) else { continue };
@@ -382,7 +395,8 @@ fn survivor(known: &Known) -> Option<Survivor> {
 pub(super) fn exit_of(exited: &crate::keeper::protocol::Exited) -> Exit {
     match (exited.signal, exited.code) {
         (Some(signal), _) => Exit::Signal { signal, core: exited.core },
-        (None, code) => Exit::Code(code.unwrap_or_default()),
+        (None, Some(code)) => Exit::Code(code),
+        (None, None) => Exit::Unseen,
     }
 }
 
