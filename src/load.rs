@@ -477,14 +477,6 @@ mod tests {
           |
           = hint: it is relative to `cwd`, DIR
 
-        note: there is no program no-such-node in PATH
-         --> DIR/web.toml:5:15
-          |
-        5 | interpreter = "no-such-node"
-          |               ^^^^^^^^^^^^^^
-          |
-          = hint: PATH is /nonexistent:/bin
-
         error: `max_restarts` must be an integer from 1 to 1000, not 0
          --> DIR/web.toml:6:16
           |

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::net::{Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
     let code = match words.as_slice() {
         ["supervise"] => runtime::run(),
         ["keeper", "--resume", fd] => keeper::resume(fd.parse().unwrap_or(-1)),
-        ["preflight"] => runtime::preflight(),
+        ["preflight", keeper] => runtime::preflight(keeper.parse().unwrap_or_default()),
         ["demo-backend"] => demo::serve(),
         ["demo-daemon"] => demo::daemon(),
         _ => command(args),
@@ -44,8 +45,15 @@ fn command(args: Vec<OsString>) -> u8 {
 /// `pmr run`: the config is looked at first, so that its problems are all that is printed.
 fn supervise(config: &Path, overlay: Option<String>, mut streams: Streams<'static>) -> u8 {
     let config = match std::path::absolute(config) {
-        Ok(config) => config,
-        Err(error) => return cli::finish(Err(error.into()), &mut streams),
+        Ok(config) if config.to_str().is_some() => config,
+        Ok(path) => {
+            let source = std::io::Error::other("a path to a config must be UTF-8");
+            return cli::finish(Err(cli::Error::Read { path, source }), &mut streams);
+        }
+        Err(source) => {
+            let path = config.to_owned();
+            return cli::finish(Err(cli::Error::Read { path, source }), &mut streams);
+        }
     };
     match check::before_run(&config, overlay.as_deref(), &mut streams) {
         Ok(Some(_)) => {}
@@ -53,15 +61,19 @@ fn supervise(config: &Path, overlay: Option<String>, mut streams: Streams<'stati
         Err(error) => return cli::finish(Err(error), &mut streams),
     }
     drop(streams);
+    keep(config, overlay)
+}
+
+fn keep(config: PathBuf, overlay: Option<String>) -> u8 {
     let arguments = runtime::Arguments { config, overlay }.to_words();
     keeper::run(keeper::Options { arguments, foreground: true })
 }
 
 /// `pmr demo`: the built-in backend under the real supervisor.
 fn run_demo(port: u16, instances: u16, mut streams: Streams<'static>) -> u8 {
-    let Some(runtime) = own_directory(|name| std::env::var_os(name)) else {
-        let error = cli::Error::NoDirectory;
-        return cli::finish(Err(error), &mut streams);
+    let runtime = match own_directory(|name| std::env::var_os(name)) {
+        Ok(runtime) => runtime,
+        Err(error) => return cli::finish(Err(cli::Error::NoDirectory(error)), &mut streams),
     };
     // In the app's own runtime directory, where the keeper removes it, also after an upgrade.
     let app = runtime.join("demo");
@@ -70,10 +82,19 @@ fn run_demo(port: u16, instances: u16, mut streams: Streams<'static>) -> u8 {
     let prepared = std::env::current_exe().and_then(|executable| {
         std::fs::create_dir_all(&directory)?;
         std::fs::write(&config, demo::config(&executable, port, instances))?;
-        write!(streams.err, "{}", demo::guide(port, instances, &config))
+        // Where the port is taken, who has it is all there is to say.
+        match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Ok(()),
+            Ok(_) | Err(_) => {
+                write!(streams.err, "{}", demo::guide(port, instances, &config))
+            }
+        }
     });
     let code = match prepared {
-        Ok(()) => supervise(&config, None, streams),
+        Ok(()) => {
+            drop(streams);
+            keep(config, None)
+        }
         Err(error) => cli::finish(Err(error.into()), &mut streams),
     };
     // Where the demo did not even start; otherwise nothing is there any more.

@@ -174,6 +174,8 @@ fn report(
 ) -> Result<(), Error> {
     let name = &app.name;
     let now = match look_at(app, &mut None, soon()) {
+        // What becomes of a signal shows later.
+        Ok(_) if change.method == "Signal" => String::new(),
         Ok(summary) => format!(": {summary}"),
         // It was done; how it looks now is a courtesy.
         Err(LookError) => String::new(),

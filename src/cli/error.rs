@@ -56,8 +56,15 @@ pub enum Error {
     },
     /// Nothing runs at all.
     NothingRuns,
-    /// A user without a directory for sockets.
-    NoDirectory,
+    /// The directory of sockets cannot be made.
+    NoDirectory(io::Error),
+    /// A file cannot be read.
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A pattern cannot be used.
     Pattern {
         /// What was asked for.
@@ -151,7 +158,8 @@ impl Error {
             Self::NoSuchApp { .. }
             | Self::NoMatch { .. }
             | Self::NothingRuns
-            | Self::NoDirectory
+            | Self::NoDirectory(_)
+            | Self::Read { .. }
             | Self::NoSuchSlot { .. }
             | Self::Connect { .. }
             | Self::Call { .. }
@@ -167,7 +175,7 @@ impl Error {
             Self::NoSuchApp { running, .. } if running.is_empty() => Some(NOTHING_RUNS.to_owned()),
             Self::NoSuchApp { running, .. } => Some(format!("running: {}", running.join(", "))),
             Self::NothingRuns => Some(NOTHING_RUNS.to_owned()),
-            Self::NoDirectory => Some("set XDG_RUNTIME_DIR or PMR_RUNTIME_DIR".to_owned()),
+            Self::NoDirectory(_) => Some("PMR_RUNTIME_DIR names another one".to_owned()),
             Self::NoMatch { .. } => Some("`pmr status` shows what runs".to_owned()),
             Self::Pattern { .. } => {
                 Some("patterns are made of characters, `.`, `*`, `^` and `$`".to_owned())
@@ -183,6 +191,7 @@ impl Error {
                 Some("a file that is there is never replaced; name another with -o".to_owned())
             }
             Self::NoSuchSlot { .. }
+            | Self::Read { .. }
             | Self::Connect { .. }
             | Self::Call { .. }
             | Self::Directory { .. }
@@ -225,7 +234,10 @@ impl fmt::Display for Error {
             }
             Self::NoMatch { target } => write!(f, "no app that is running matches `{target}`"),
             Self::NothingRuns => write!(f, "no app is running"),
-            Self::NoDirectory => write!(f, "there is no directory for the app's socket"),
+            Self::NoDirectory(error) => {
+                write!(f, "cannot make the directory of sockets: {error}")
+            }
+            Self::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
             Self::Pattern { target, character } => {
                 write!(f, "the pattern `{target}` cannot be used: `{character}` means nothing here")
             }

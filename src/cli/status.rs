@@ -36,7 +36,7 @@ pub(super) fn run(
         writeln!(streams.out, "{}", serde_json::to_string(&json).unwrap_or_default())?;
     } else if states.is_empty() && errors.is_empty() {
         writeln!(streams.err, "no app is running\n\nhint: {NOTHING_RUNS}")?;
-    } else {
+    } else if !states.is_empty() {
         write_states(&states, streams)?;
     }
     apps::join(errors)

@@ -4,6 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::raw::Reader;
+use crate::spec::ExecMode;
 
 /// Every key; those of a table are written `table.key`. Besides these there are `env.*` and the
 /// overlays `env_NAME`.
@@ -205,6 +206,20 @@ pub(super) fn closest<'w>(name: &str, words: impl Iterator<Item = &'w str>) -> O
         .filter(|(distance, _)| *distance <= reach)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)
+}
+
+/// Notes what an app that shares its port has to do in this version.
+pub(super) fn note_shared_port(mode: ExecMode, reader: &mut Reader<'_>) {
+    if mode != ExecMode::Cluster {
+        return;
+    }
+    let keys = ["exec_mode", "listen", "port", "instances"];
+    if let Some(key) = keys.into_iter().find(|key| reader.find(key).is_some()) {
+        let text = "the instances inherit one listening socket: the app must listen on fd 3 where \
+                    `LISTEN_FDS` is set, or it finds its port in use";
+        let hint = "in Node: server.listen(process.env.LISTEN_FDS ? { fd: 3 } : port)";
+        reader.note(key, text.to_owned(), Some(hint.to_owned()));
+    }
 }
 
 /// Notes the keys that stand in the file without having an effect.

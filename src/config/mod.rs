@@ -80,6 +80,9 @@ pub fn examine(source: &Source, overlay: Option<&str>) -> Examined {
         keys::check_keys(table.get_ref(), &mut reader);
         let spec = check::spec(source, overlay, &mut reader);
         keys::note_no_effect(&mut reader);
+        if let Some(spec) = &spec {
+            keys::note_shared_port(spec.exec_mode, &mut reader);
+        }
         let (findings, places, faulty) = reader.finish();
         if syntax.problems.is_empty() {
             return Examined { spec, findings, places, faulty };

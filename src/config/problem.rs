@@ -120,10 +120,14 @@ impl Problems {
     /// The findings as text for a person: place, source line and hint of each, a blank line between
     /// two. Ends with a line break.
     pub fn render(&self, color: bool) -> String {
+        self.render_some(color, |_| true)
+    }
+
+    fn render_some(&self, color: bool, shown: impl Fn(&Problem) -> bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let path = self.path.display().to_string();
         let mut out = String::new();
-        for problem in &self.list {
+        for problem in self.list.iter().filter(|problem| shown(problem)) {
             if !out.is_empty() {
                 out.push('\n');
             }
@@ -160,8 +164,11 @@ impl Problems {
 }
 
 impl fmt::Display for Problems {
+    /// What makes the config unusable; notes only where nothing does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.render(false).trim_end())
+        let refused = self.errors() > 0;
+        let shown = |problem: &Problem| !refused || problem.severity == Severity::Error;
+        f.write_str(self.render_some(false, shown).trim_end())
     }
 }
 

@@ -1,9 +1,9 @@
 //! Where the sockets are.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::protocol::INTERFACE;
@@ -21,17 +21,41 @@ pub struct Place {
 }
 
 /// Directories in which apps are looked for, the caller's own first: `PMR_RUNTIME_DIR` alone where
-/// it is set, else the user's, else the system's.
+/// it is set, else the user's (`$XDG_RUNTIME_DIR/pmr`, or one in the temporary directory where a
+/// session has none: over su(1), in a container), else the system's.
 pub fn directories(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     directories_of(variable, rustix::process::geteuid().is_root())
 }
 
-/// The directory in which a supervisor makes its app's; `None` for a user without
-/// `XDG_RUNTIME_DIR`.
-pub fn own_directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+/// The directory in which a supervisor makes its app's, made where it is not there. In the temporary
+/// directory it must be the caller's own, as for tmux(1): else it could be somebody's trap.
+pub fn own_directory(variable: impl Fn(&str) -> Option<OsString>) -> io::Result<PathBuf> {
     let is_root = rustix::process::geteuid().is_root();
-    let first = directories_of(variable, is_root).into_iter().next();
-    first.filter(|it| is_root || it != Path::new(SYSTEM_DIRECTORY))
+    let mut all = directories_of(variable, is_root).into_iter();
+    let first = all.next().unwrap_or_else(|| PathBuf::from(SYSTEM_DIRECTORY));
+    let is_temporary = first == temporary_directory();
+    let made = if is_temporary {
+        DirBuilder::new().mode(0o700).create(&first)
+    } else {
+        DirBuilder::new().recursive(true).create(&first)
+    };
+    match made {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    if is_temporary {
+        let facts = fs::symlink_metadata(&first)?;
+        let own = facts.uid() == rustix::process::geteuid().as_raw();
+        if !facts.is_dir() || !own || facts.mode() & 0o022 != 0 {
+            return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+        }
+    }
+    Ok(first)
+}
+
+/// The directory of a user whose session has none.
+fn temporary_directory() -> PathBuf {
+    std::env::temp_dir().join(format!("pmr-{}", rustix::process::geteuid().as_raw()))
 }
 
 fn directories_of(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Vec<PathBuf> {
@@ -39,7 +63,9 @@ fn directories_of(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) ->
     if let Some(only) = set("PMR_RUNTIME_DIR") {
         return vec![only];
     }
-    let own = set("XDG_RUNTIME_DIR").filter(|_| !is_root).map(|it| it.join("pmr"));
+    let own = (!is_root).then(|| {
+        set("XDG_RUNTIME_DIR").map_or_else(temporary_directory, |directory| directory.join("pmr"))
+    });
     own.into_iter().chain([PathBuf::from(SYSTEM_DIRECTORY)]).collect()
 }
 
@@ -93,7 +119,11 @@ mod tests {
             look(None, Some("/run/user/7"), false),
             [path("/run/user/7/pmr"), path("/run/pmr")]
         );
-        assert_eq!(look(None, Some(""), false), [path("/run/pmr")]);
+        assert_eq!(
+            look(None, Some(""), false),
+            [temporary_directory().as_path(), path("/run/pmr")],
+            "a session without a directory"
+        );
         assert_eq!(look(Some("/tmp/x"), Some("/run/user/7"), false), [path("/tmp/x")]);
     }
 

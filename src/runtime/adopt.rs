@@ -55,8 +55,6 @@ pub(super) enum StartError {
         holder: Option<procfs::Holder>,
     },
     Arguments,
-    /// A user without a directory for sockets.
-    NoDirectory,
 }
 
 impl StartError {
@@ -70,8 +68,7 @@ impl StartError {
             | Self::System(_)
             | Self::Running { .. }
             | Self::Taken { .. }
-            | Self::Arguments
-            | Self::NoDirectory => STATUS_FAILED,
+            | Self::Arguments => STATUS_FAILED,
         }
     }
 }
@@ -94,9 +91,6 @@ impl fmt::Display for StartError {
                 write!(f, "{address} is in use, by a process that cannot be seen from here")
             }
             Self::Arguments => write!(f, "the keeper was started without a config file"),
-            Self::NoDirectory => {
-                write!(f, "no directory for sockets: set XDG_RUNTIME_DIR or PMR_RUNTIME_DIR")
-            }
         }
     }
 }
@@ -184,8 +178,8 @@ impl Takeover<'_> {
         }
         let newest = releases.values().next_back().cloned().ok_or(StartError::Arguments)?;
         let name = newest.spec.name.as_str();
-        let runtime_directory =
-            own_directory(|name| std::env::var_os(name)).ok_or(StartError::NoDirectory)?;
+        let runtime_directory = own_directory(|name| std::env::var_os(name))
+            .map_err(|error| Error::new("make the directory of sockets", error))?;
         let directory = runtime_directory.join(name);
         std::fs::create_dir_all(&directory)
             .map_err(|error| Error::at("make the directory", &directory, error))?;

@@ -29,6 +29,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::control::protocol::INTERFACE;
 use crate::keeper::protocol::{Hello, ToKeeper};
 use crate::policy::{Action, Event, Generation, Moment, Policy, ReleaseId, SlotId};
 use crate::sys::poll::{Interest, Poll};
@@ -344,10 +345,24 @@ impl Runtime {
         Ok(())
     }
 
-    /// The keeper is gone, and with it whoever would reap: nothing may be left behind.
+    /// The keeper is gone, and with it whoever would reap and remove: nothing may be left behind.
     fn end_everything(&mut self) {
+        let all: Vec<_> = self.instances.iter().map(|(id, it)| (it.slot, *id)).collect();
         for instance in self.instances.values() {
             never_mind(instance.kill());
+        }
+        for (slot, generation) in all {
+            self.clear(slot, generation, false);
+        }
+        let until = clock::now().saturating_add(FINISH_MS);
+        while !self.remains.is_empty() && clock::now() < until && self.finish_remains().is_ok() {}
+        let home = self.level.home().map(|home| home.path().to_owned());
+        let files = [INTERFACE, sockets::LOCK].map(|name| self.directory.join(name));
+        for file in files {
+            never_mind(std::fs::remove_file(file));
+        }
+        for directory in home.into_iter().chain([self.directory.clone()]) {
+            never_mind(std::fs::remove_dir(directory));
         }
     }
 }

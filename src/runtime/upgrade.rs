@@ -17,6 +17,7 @@ use crate::sys::{Error, clock, process};
 
 use super::Runtime;
 use super::record::Record;
+use super::release::{Release, ReleaseError};
 use super::sources::Source;
 
 /// How long a new binary may take for its check.
@@ -24,6 +25,9 @@ const CHECK_TIMEOUT_MS: u64 = 10_000;
 
 /// Most bytes of what a failed check said that are passed on.
 const REPORT_BYTES_MAX: u64 = 4096;
+
+/// How the kernel shows the memfd of a release.
+const RELEASE_LINK: &str = "/memfd:pmr-release";
 
 /// A check that runs.
 #[derive(Debug)]
@@ -44,14 +48,13 @@ impl Check {
     }
 }
 
-/// What `pmr preflight` does: whether this binary can go on from the state on its stdin. Says why
-/// not on stderr, with exit status 1.
-pub fn preflight() -> u8 {
-    let result = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|error| error.to_string())
-        .and_then(|fd| Record::open(fd).1.map(|_| ()));
+/// What `pmr preflight KEEPER-PID` does: whether this binary can go on from the state on its stdin and
+/// from the releases that the keeper holds. Says why not on stderr, with exit status 1.
+pub fn preflight(keeper_pid: u32) -> u8 {
+    let state = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string());
+    let result = state
+        .and_then(|fd| Record::open(fd).1.map(|_| ()))
+        .and_then(|()| read_releases(keeper_pid).map_err(|error| error.to_string()));
     match result {
         Ok(()) => 0,
         Err(why) => {
@@ -59,6 +62,20 @@ pub fn preflight() -> u8 {
             1
         }
     }
+}
+
+/// Reads every release in the keeper's hands.
+fn read_releases(keeper_pid: u32) -> Result<(), ReleaseError> {
+    let directory = Path::new("/proc").join(keeper_pid.to_string()).join("fd");
+    let failed = |error| Error::at("read", &directory, error);
+    for entry in std::fs::read_dir(&directory).map_err(failed)?.flatten() {
+        let name = std::fs::read_link(entry.path()).unwrap_or_default();
+        if name.to_string_lossy().starts_with(RELEASE_LINK) {
+            let file = File::open(entry.path()).map_err(failed)?;
+            Release::unseal(&OwnedFd::from(file))?;
+        }
+    }
+    Ok(())
 }
 
 impl Runtime {
@@ -94,7 +111,7 @@ impl Runtime {
         let said = report.try_clone().map_err(|error| Error::new("open the report", error))?;
         // By its fd: what is checked is what will be run, whatever happens to the path meanwhile.
         let child = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()))
-            .arg("preflight")
+            .args(["preflight", &self.hello.keeper_pid.to_string()])
             .stdin(Stdio::from(state))
             .stdout(Stdio::null())
             .stderr(Stdio::from(said))
