@@ -314,10 +314,8 @@ impl Ledger {
         ensure(self.tickets.is_empty(), || format!("never answered: {:?}", self.tickets))?;
         let status = policy.status(now);
         ensure(status.roll.is_none(), || "a roll that never ends".to_owned())?;
-        let json = serde_json::to_value(policy.saved()).map_err(|error| error.to_string())?;
         for slot in &status.slots {
-            let place = json.pointer(&format!("/slots/{}/current", slot.slot));
-            let finished = place.is_some_and(|it| it == "finished");
+            let finished = slot.word == Word::Stopped && is_finished(policy, slot.slot);
             let rests = match self.is_wanted(slot.slot) {
                 Some(true) => slot.word == Word::Online || slot.word == Word::Errored || finished,
                 Some(false) => slot.word == Word::Stopped && slot.instance.is_none() && !finished,
@@ -334,4 +332,10 @@ impl Ledger {
             "an instance is online and ready was never announced".to_owned()
         })
     }
+}
+
+/// Whether a slot that is shown as stopped is so by itself.
+fn is_finished(policy: &Policy, slot: SlotId) -> bool {
+    let saved = serde_json::to_value(policy.saved()).unwrap_or_default();
+    saved.pointer(&format!("/slots/{slot}/current")).is_some_and(|current| current == "finished")
 }
