@@ -288,7 +288,10 @@ impl Scene<'_> {
                 self.with_slot(id, |slot, turn| {
                     slot.end_current(EndCause::Replaced, turn);
                     slot.release = release;
-                    slot.history.reset();
+                    match roll.kind {
+                        RollKind::Reload | RollKind::Restart => slot.history.reset(),
+                        RollKind::Memory => {}
+                    }
                 });
                 Progress::Stage(Stage::Vacate(old))
             }

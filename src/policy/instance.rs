@@ -239,6 +239,18 @@ impl Instance {
         }
     }
 
+    /// Whether it is online and has lived long enough for earlier exits to be forgotten.
+    pub(super) fn is_stable(&self) -> bool {
+        match self.phase {
+            Phase::Online { stable, .. } => stable,
+            Phase::Spawning
+            | Phase::Launching { .. }
+            | Phase::Draining { .. }
+            | Phase::Killing { .. }
+            | Phase::Clearing { .. } => false,
+        }
+    }
+
     /// Whether it may still become or is online.
     pub(super) fn is_wanted(&self) -> bool {
         match self.phase {

@@ -256,8 +256,11 @@ impl Slot {
             panic!("slot {}: only a newcomer takes over", self.id);
         };
         let old = std::mem::replace(&mut self.current, Current::Stopped);
-        self.release = newcomer.release;
-        self.history.reset();
+        // The same release may be replaced for its memory over and over, and crash in between.
+        if self.release != newcomer.release || newcomer.is_stable() {
+            self.release = newcomer.release;
+            self.history.reset();
+        }
         if let Current::Running(mut old) = old {
             turn.note(newcomer.generation, Reason::TakenOver { from: old.generation });
             old.begin_end(EndCause::Replaced, turn);

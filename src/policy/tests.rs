@@ -611,3 +611,18 @@ fn a_reload_to_one_that_hangs_goes_back_whatever_its_own_rules_say() {
         assert!(last.is_some_and(|line| line.ends_with("spawn 0.3 of 1")), "{}", world.trace);
     }
 }
+
+#[test]
+fn a_replacement_for_memory_forgets_no_crash() {
+    for beside in [true, false] {
+        let rules = Rules { memory_limit: Some(1000), beside, ..rules() };
+        let mut world = World::new(1, &rules, &[Life::Dies(5), Life::Dies(5), Life::Good]);
+        world.run(1000);
+        let generation = Generation(3);
+        world.event(Event::Fact(Fact::Memory { generation, bytes: 5000 }));
+        world.run(5000);
+        assert_eq!(world.lines("memory replacement done").len(), 1, "{}", world.trace);
+        let status = world.policy.status(Moment::from_ms(world.now));
+        assert_eq!(status.slots[0].unstable, (2, 10));
+    }
+}
