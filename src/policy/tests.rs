@@ -626,3 +626,20 @@ fn a_replacement_for_memory_forgets_no_crash() {
         assert_eq!(status.slots[0].unstable, (2, 10));
     }
 }
+
+#[test]
+fn the_older_of_two_survivors_has_time_to_drain() {
+    let survivor = |generation| Survivor {
+        slot: SlotId(0),
+        generation: Generation(generation),
+        release: ReleaseId(1),
+        pid: 100,
+    };
+    let now = Moment::from_ms(1000);
+    let fleet = Fleet::reduced(1, ReleaseId(1), &[survivor(4), survivor(3)], now);
+    let releases = BTreeMap::from([(ReleaseId(1), rules())]);
+    let mut out = Vec::new();
+    let mut policy = Policy::adopt(fleet, releases, now, &mut out);
+    policy.handle(now, Event::Tick, &mut out);
+    assert_eq!(out, [Action::Signal { generation: Generation(3) }, Action::AnnounceReady]);
+}
