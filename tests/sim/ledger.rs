@@ -84,6 +84,23 @@ impl Ledger {
         Self { slots, ..Self::default() }
     }
 
+    /// A ledger of what lives, where nothing else is known.
+    pub(crate) fn of_survivors(survivors: &[(SlotId, Generation)]) -> Self {
+        let mut ledger = Self::default();
+        for &(slot, generation) in survivors {
+            let entry = Entry {
+                slot,
+                known: Known::Alive,
+                said: BTreeSet::new(),
+                killed_at: None,
+                cleared_at: None,
+            };
+            ledger.last = ledger.last.max(generation);
+            ledger.instances.insert(generation, entry);
+        }
+        ledger
+    }
+
     /// Feeds the core one event and judges what it says to it.
     pub(crate) fn handle(
         &mut self,
@@ -92,6 +109,7 @@ impl Ledger {
         event: &Event,
     ) -> Result<Vec<Action>, String> {
         self.take_event(event);
+        let over = policy.over().is_some();
         let mut out = Vec::new();
         let told = event.clone();
         let call = std::panic::AssertUnwindSafe(|| policy.handle(now, told, &mut out));
@@ -104,7 +122,7 @@ impl Ledger {
                 matches!(action, Action::Reply { ticket: whose, outcome: Outcome::Refused(_) }
                     if Some(*whose) == *ticket)
             };
-            if !out.iter().any(refused) {
+            if !over && !out.iter().any(refused) {
                 self.take_wish(wish);
             }
         }
