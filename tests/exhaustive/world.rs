@@ -469,7 +469,8 @@ impl World {
         let releases = self.policy.releases().into_iter().map(|release| release.0).collect();
         let frame = Frame { now: self.now.as_ms(), last, releases };
         frame.hash(&state, &mut hasher);
-        self.ledger.tickets.values().collect::<BTreeSet<_>>().hash(&mut hasher);
+        let wishes: BTreeSet<_> = self.ledger.tickets.values().map(|it| it.what).collect();
+        wishes.hash(&mut hasher);
         for answer in &self.answers {
             std::mem::discriminant(answer).hash(&mut hasher);
             (last - answer.generation().0).hash(&mut hasher);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pmr::policy::{
-    Action, Event, Fact, Generation, Moment, Note, Outcome, Policy, Reason, SlotId, Ticket, Wish,
-    Word,
+    Action, Event, Fact, Generation, Moment, Note, Outcome, Policy, Reason, SlotId, Status, Ticket,
+    Wish, Word,
 };
 
 /// The core's patience with what cannot be killed, in milliseconds (DESIGN 2, fault 34).
@@ -41,11 +41,22 @@ enum Order {
     Clear,
 }
 
+/// A wish that waits for its answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) what: &'static str,
+    /// The slots it is about.
+    slots: Vec<SlotId>,
+    /// The last generation when it was asked, and which of them had not ended.
+    last: Generation,
+    alive: BTreeSet<Generation>,
+}
+
 /// What was told and said.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ledger {
     pub(crate) instances: BTreeMap<Generation, Entry>,
-    pub(crate) tickets: BTreeMap<Ticket, &'static str>,
+    pub(crate) tickets: BTreeMap<Ticket, Asked>,
     last: Generation,
     /// Slots somebody stopped; no spawn until somebody starts them.
     stopped: BTreeSet<SlotId>,
@@ -126,6 +137,7 @@ impl Ledger {
                 self.take_wish(wish);
             }
         }
+        self.judge_answers(&out, &policy.status(now))?;
         self.judge(&out, now)?;
         self.compare(policy, now)?;
         Ok(out)
@@ -136,10 +148,35 @@ impl Ledger {
             Event::Tick => {}
             Event::Wish(ticket, wish) => {
                 if let Some(ticket) = ticket {
-                    self.tickets.insert(*ticket, wish_name(wish));
+                    self.tickets.insert(*ticket, self.asked(wish));
                 }
             }
             Event::Fact(fact) => self.take_fact(fact),
+        }
+    }
+
+    fn asked(&self, wish: &Wish) -> Asked {
+        let slot = match wish {
+            Wish::Start { slot }
+            | Wish::Stop { slot }
+            | Wish::Restart { slot, .. }
+            | Wish::Signal { slot, .. }
+            | Wish::Reset { slot } => *slot,
+            Wish::Reload { .. } | Wish::Scale { .. } | Wish::ShutDown { .. } => None,
+        };
+        let alive = self.instances.iter().filter(|it| it.1.known != Known::Ended);
+        Asked {
+            what: wish_name(wish),
+            slots: self.targets(slot),
+            last: self.last,
+            alive: alive.map(|it| *it.0).collect(),
+        }
+    }
+
+    fn targets(&self, slot: Option<SlotId>) -> Vec<SlotId> {
+        match slot {
+            Some(slot) => vec![slot],
+            None => (0..self.slots).map(SlotId).filter(|it| !self.leaving.contains(it)).collect(),
         }
     }
 
@@ -164,23 +201,19 @@ impl Ledger {
     }
 
     fn take_wish(&mut self, wish: &Wish) {
-        let targets = |slot: &Option<SlotId>| match slot {
-            Some(slot) => vec![*slot],
-            None => (0..self.slots).map(SlotId).collect(),
-        };
         match wish {
             Wish::Start { slot } => {
-                for slot in targets(slot) {
+                for slot in self.targets(*slot) {
                     self.stopped.remove(&slot);
                     self.restarting.remove(&slot);
                 }
             }
             Wish::Restart { slot, .. } => {
-                let targets = targets(slot);
+                let targets = self.targets(*slot);
                 self.restarting.extend(targets.iter().filter(|it| self.stopped.contains(it)));
             }
             Wish::Stop { slot } => {
-                for slot in targets(slot) {
+                for slot in self.targets(*slot) {
                     self.stopped.insert(slot);
                     self.restarting.remove(&slot);
                 }
@@ -225,6 +258,28 @@ impl Ledger {
                     let known = self.tickets.remove(ticket).is_some();
                     ensure(known, || format!("an answer to nobody: {ticket:?}"))?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// An answer is about what came after the question.
+    fn judge_answers(&self, actions: &[Action], status: &Status) -> Checked {
+        for action in actions {
+            let Action::Reply { ticket, outcome } = action else { continue };
+            let Some(asked) = self.tickets.get(ticket) else { continue };
+            let targets = status.slots.iter().filter(|it| asked.slots.contains(&it.slot));
+            for slot in targets {
+                let current = slot.instance.as_ref().map(|instance| instance.generation);
+                let ended = slot.last_exit.as_ref().map(|(exit, _)| exit.generation);
+                let tried = current.max(ended).is_some_and(|last| last > asked.last);
+                let ran = ended.is_some_and(|ended| asked.alive.contains(&ended));
+                let wrong = match (asked.what, outcome) {
+                    ("restart", Outcome::Done) => !tried,
+                    ("start", Outcome::Failed(failed)) if *failed == slot.slot => !tried && !ran,
+                    _ => false,
+                };
+                ensure(!wrong, || format!("{} of slot {} is {outcome}", asked.what, slot.slot))?;
             }
         }
         Ok(())
@@ -331,6 +386,9 @@ impl Ledger {
     pub(crate) fn judge_calm(&self, policy: &Policy, now: Moment) -> Checked {
         ensure(self.tickets.is_empty(), || format!("never answered: {:?}", self.tickets))?;
         let status = policy.status(now);
+        ensure(!self.shutting_down || policy.over().is_some(), || {
+            "a shutdown that never ends".to_owned()
+        })?;
         ensure(status.roll.is_none(), || "a roll that never ends".to_owned())?;
         for slot in &status.slots {
             let finished = slot.word == Word::Stopped && is_finished(policy, slot.slot);

@@ -106,6 +106,9 @@ impl Limits {
                 Action::Note(note) => {
                     self.judge_note(note.slot, note.generation, &note.reason, rules)?;
                     if let Reason::RollFailed { slot, .. } = &note.reason {
+                        if let Event::Fact(Fact::Lost { .. }) = event {
+                            return Err("a roll fails since the supervisor died".to_owned());
+                        }
                         let failed = after.slots.iter().filter(|it| it.slot == *slot);
                         let failed = failed.filter_map(|slot| slot.instance.as_ref());
                         self.excused.extend(failed.map(|instance| instance.generation));
