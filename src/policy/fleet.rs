@@ -182,6 +182,7 @@ impl Scene<'_> {
                 self.fleet.roll = Some(Roll {
                     kind: RollKind::Memory,
                     release,
+                    since: self.fleet.last_generation,
                     remaining: [id].into(),
                     step: None,
                 });

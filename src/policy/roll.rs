@@ -23,6 +23,8 @@ use super::time::Moment;
 pub(super) struct Roll {
     pub(super) kind: RollKind,
     pub(super) release: ReleaseId,
+    /// The last generation when it began: what is younger need not be replaced.
+    pub(super) since: Generation,
     pub(super) remaining: VecDeque<SlotId>,
     pub(super) step: Option<Step>,
 }
@@ -115,7 +117,7 @@ impl Roll {
 
     fn begin_running(&self, instance: &Instance, rules: &Rules) -> Move {
         // Started since the roll began, from what it rolls to.
-        if self.kind != RollKind::Memory && instance.release == self.release {
+        if instance.generation > self.since && instance.release == self.release {
             return Move::Watch(instance.generation);
         }
         let beside = rules.beside

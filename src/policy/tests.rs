@@ -303,6 +303,7 @@ fn exits_that_were_asked_for_never_count() {
         world.run(at + 3000);
     }
     assert_eq!(world.lines("done").len(), 40, "{}", world.trace);
+    assert_eq!(spawns(&world).len(), 21, "also where the release is the same");
     let status = world.policy.status(Moment::from_ms(world.now));
     assert_eq!((status.slots[0].restarts, status.slots[0].unstable), (0, (0, 10)));
 }

@@ -119,7 +119,8 @@ impl Policy {
             Some(slot) => [slot].into(),
             None => self.fleet.slot_ids().collect(),
         };
-        self.fleet.roll = Some(Roll { kind, release, remaining, step: None });
+        let since = self.fleet.last_generation;
+        self.fleet.roll = Some(Roll { kind, release, since, remaining, step: None });
         out.push(Action::Note(super::Note {
             slot,
             generation: None,
