@@ -129,6 +129,11 @@ impl Scene<'_> {
         if let Fact::Memory { bytes, .. } = fact {
             return self.handle_memory(id, generation, bytes);
         }
+        if let Fact::Lost { .. } = fact
+            && let Some(roll) = &mut self.fleet.roll
+        {
+            roll.handle_lost(generation);
+        }
         self.with_slot(id, |slot, turn| match fact {
             Fact::Spawned { pid, .. } => {
                 if let Some(instance) = slot.find_mut(generation) {

@@ -644,3 +644,39 @@ fn the_older_of_two_survivors_has_time_to_drain() {
     policy.handle(now, Event::Tick, &mut out);
     assert_eq!(out, [Action::Signal { generation: Generation(3) }, Action::AnnounceReady]);
 }
+
+#[test]
+fn a_reload_goes_on_where_its_spawn_was_lost_with_a_supervisor() {
+    for beside in [true, false] {
+        let rules = Rules { beside, ..rules() };
+        let mut world = World::new(1, &rules, &[]);
+        world.run(20_000).wish(1, Wish::Reload { release: ReleaseId(2), rules: rules.clone() });
+        world.lives = [Life::Good].into();
+        // The successor is told of before it is spawned, and the supervisor dies in between.
+        let mut out = Vec::new();
+        let mut policy = world.policy.clone();
+        if !beside {
+            let (generation, exit) = (Generation(1), Exit::Code(0));
+            policy.handle(
+                Moment::from_ms(20_100),
+                Event::Fact(Fact::Exited { generation, exit }),
+                &mut out,
+            );
+            policy.handle(
+                Moment::from_ms(20_100),
+                Event::Fact(Fact::Cleared { generation }),
+                &mut out,
+            );
+            world.running.clear();
+        }
+        let releases = [1, 2].map(|id| (ReleaseId(id), rules.clone())).into();
+        let fleet = policy.saved().clone();
+        world.policy = Policy::adopt(fleet, releases, Moment::from_ms(20_100), &mut Vec::new());
+        world.now = 20_100;
+        world.running.remove(&Generation(2));
+        world.event(Event::Fact(Fact::Lost { generation: Generation(2) }));
+        world.run(60_000);
+        assert_eq!(world.lines("reload done").len(), 1, "{}", world.trace);
+        assert!(world.policy.saved().releases().iter().eq(&[ReleaseId(2)]));
+    }
+}
