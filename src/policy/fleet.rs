@@ -107,7 +107,7 @@ impl Fleet {
 
 impl Scene<'_> {
     /// Lets `act` change a slot.
-    fn with_slot<R>(
+    pub(super) fn with_slot<R>(
         &mut self,
         id: SlotId,
         act: impl FnOnce(&mut Slot, &mut Turn<'_>) -> R,

@@ -228,6 +228,18 @@ impl Slot {
         self.other = Some(Other { role: Role::Newcomer, instance });
     }
 
+    /// A start is wanted while the current instance ends: the next one follows it at once, however
+    /// it came to its end.
+    pub(super) fn start_after_end(&mut self, turn: &mut Turn<'_>) {
+        if let Current::Running(instance) = &mut self.current
+            && !instance.is_wanted()
+        {
+            self.history.reset();
+            instance.begin_end(EndCause::Replaced, turn);
+            instance.set_aftermath(Aftermath::Planned);
+        }
+    }
+
     /// Ends whatever runs in it.
     pub(super) fn end_all(&mut self, cause: &EndCause, turn: &mut Turn<'_>) {
         for instance in self.instances_mut() {

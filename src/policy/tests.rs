@@ -680,3 +680,17 @@ fn a_reload_goes_on_where_its_spawn_was_lost_with_a_supervisor() {
         assert!(world.policy.saved().releases().iter().eq(&[ReleaseId(2)]));
     }
 }
+
+#[test]
+fn a_start_is_not_lost_while_a_given_up_instance_is_cleared_away() {
+    let restart = RestartRules { max_restarts: 1, ..rules().restart };
+    let mut world = World::new(1, &Rules { restart, ..rules() }, &[]);
+    let mut out = Vec::new();
+    let (generation, now) = (Generation(1), Moment::from_ms(1000));
+    let exit = Event::Fact(Fact::Exited { generation, exit: Exit::Code(1) });
+    world.policy.handle(now, exit, &mut out);
+    world.run(1000).wish(1, Wish::Start { slot: None });
+    world.event(Event::Fact(Fact::Cleared { generation }));
+    assert_eq!(world.lines("#1"), ["1000 #1 done"]);
+    assert_eq!(world.words(), ["online"]);
+}

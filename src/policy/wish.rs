@@ -144,7 +144,10 @@ impl Scene<'_> {
             let was = slot.goal;
             slot.goal = Goal::Run;
             match slot.current {
-                Current::Running(_) => changed |= was != Goal::Run,
+                Current::Running(_) => {
+                    changed |= was != Goal::Run;
+                    self.with_slot(id, Slot::start_after_end);
+                }
                 Current::Stopped
                 | Current::Finished
                 | Current::Errored
