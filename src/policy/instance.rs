@@ -190,14 +190,27 @@ impl Instance {
         }
     }
 
-    /// Says again what was said before a supervisor died and may not have been carried out.
+    /// Says again what was said before a supervisor died and may not have been carried out. Nobody
+    /// was there to see it done in time, so a patience that ended meanwhile begins anew.
     pub(super) fn resume(&mut self, turn: &mut Turn<'_>) {
-        match self.phase {
+        let generation = self.generation;
+        let renew = |give_up_at: &mut Moment| {
+            if *give_up_at <= turn.now {
+                *give_up_at = turn.now.after(KILL_PATIENCE);
+            }
+        };
+        match &mut self.phase {
             Phase::Draining { signalled: false, .. } if self.pid.is_some() => {
                 self.ask_to_stop(turn);
             }
-            Phase::Killing { .. } => turn.out.push(Action::Kill { generation: self.generation }),
-            Phase::Clearing { .. } => turn.out.push(Action::Clear { generation: self.generation }),
+            Phase::Killing { give_up_at, .. } => {
+                renew(give_up_at);
+                turn.out.push(Action::Kill { generation });
+            }
+            Phase::Clearing { give_up_at, .. } => {
+                renew(give_up_at);
+                turn.out.push(Action::Clear { generation });
+            }
             Phase::Spawning
             | Phase::Launching { .. }
             | Phase::Online { .. }

@@ -694,3 +694,19 @@ fn a_start_is_not_lost_while_a_given_up_instance_is_cleared_away() {
     assert_eq!(world.lines("#1"), ["1000 #1 done"]);
     assert_eq!(world.words(), ["online"]);
 }
+
+#[test]
+fn what_was_killed_long_ago_is_not_given_up_before_it_is_killed_again() {
+    let mut world = World::new(1, &rules(), &[]);
+    world.run(1000);
+    let (now, mut out) = (Moment::from_ms(1000), Vec::new());
+    let shutdown = Event::Wish(None, Wish::ShutDown { now: true });
+    world.policy.handle(now, shutdown, &mut out);
+    let (fleet, now) = (world.policy.saved().clone(), Moment::from_ms(60_000));
+    let releases = BTreeMap::from([(ReleaseId(1), rules())]);
+    world.policy = Policy::adopt(fleet, releases, now, &mut Vec::new());
+    world.run(60_000).event(Event::Tick);
+    assert_eq!(world.lines("cannot be killed"), [""; 0]);
+    world.run(70_000);
+    assert_eq!(world.lines("cannot be killed").len(), 1);
+}
