@@ -194,21 +194,24 @@ impl Instance {
     /// was there to see it done in time, so a patience that ended meanwhile begins anew.
     pub(super) fn resume(&mut self, turn: &mut Turn<'_>) {
         let generation = self.generation;
-        let renew = |give_up_at: &mut Moment| {
-            if *give_up_at <= turn.now {
-                *give_up_at = turn.now.after(KILL_PATIENCE);
+        let renew = |until: &mut Moment, patience: Duration| {
+            if *until <= turn.now {
+                *until = turn.now.after(patience);
             }
         };
         match &mut self.phase {
-            Phase::Draining { signalled: false, .. } if self.pid.is_some() => {
-                self.ask_to_stop(turn);
+            Phase::Draining { kill_at, signalled: false, .. } => {
+                renew(kill_at, turn.rules(self.release).stop_timeout);
+                if self.pid.is_some() {
+                    self.ask_to_stop(turn);
+                }
             }
             Phase::Killing { give_up_at, .. } => {
-                renew(give_up_at);
+                renew(give_up_at, KILL_PATIENCE);
                 turn.out.push(Action::Kill { generation });
             }
             Phase::Clearing { give_up_at, .. } => {
-                renew(give_up_at);
+                renew(give_up_at, KILL_PATIENCE);
                 turn.out.push(Action::Clear { generation });
             }
             Phase::Spawning

@@ -710,3 +710,18 @@ fn what_was_killed_long_ago_is_not_given_up_before_it_is_killed_again() {
     world.run(70_000);
     assert_eq!(world.lines("cannot be killed").len(), 1);
 }
+
+#[test]
+fn what_was_never_asked_to_stop_has_its_time_to_after_an_adopt() {
+    let mut world = World::new(1, &rules(), &[]);
+    world.run(1000);
+    let (now, mut out) = (Moment::from_ms(1000), Vec::new());
+    world.policy.handle(now, Event::Wish(None, Wish::Stop { slot: None }), &mut out);
+    let (fleet, now) = (world.policy.saved().clone(), Moment::from_ms(60_000));
+    let releases = BTreeMap::from([(ReleaseId(1), rules())]);
+    world.policy = Policy::adopt(fleet, releases, now, &mut Vec::new());
+    world.run(60_000).event(Event::Tick);
+    assert_eq!(world.lines("killing it"), [""; 0]);
+    world.run(65_000);
+    assert_eq!(world.lines("killing it").len(), 1);
+}
