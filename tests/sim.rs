@@ -18,8 +18,8 @@ mod plan;
 #[path = "sim/world.rs"]
 mod world;
 
-use plan::Plan;
-use world::run;
+use plan::{Faults, Plan};
+use world::{Wrong, run};
 
 const HISTORIES: u64 = 100_000;
 
@@ -32,31 +32,29 @@ fn number(variable: &str) -> Option<u64> {
 fn live(seed: u64) {
     let plan = Plan::new(seed);
     let Err(wrong) = run(&plan, false) else { return };
-    let short = shorten(&plan);
-    let trace = match run(&short, true) {
-        Ok(()) => Vec::new(),
-        Err(wrong) => wrong.trace,
+    let short = shorten(&plan, &wrong.what);
+    let Err(Wrong { what, trace }) = run(&short, true) else {
+        panic!("PMR_SIM_SEED={seed}: {}, and nothing the second time", wrong.what);
     };
-    let trace = trace.join("\n");
-    panic!("PMR_SIM_SEED={seed}: {}\n{short:#?}\n{trace}\n{}", wrong.what, wrong.what);
+    panic!("{short:#?}\n{}\nPMR_SIM_SEED={seed}: {what}", trace.join("\n"));
 }
 
-/// Leaves out of a plan that fails what it fails without.
-fn shorten(plan: &Plan) -> Plan {
+/// Leaves out of a plan what it fails without, in the same way.
+fn shorten(plan: &Plan, what: &str) -> Plan {
+    let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+    let fails = |plan: &Plan| run(plan, false).is_err_and(|it| words(&it.what) == words(what));
     let mut short = plan.clone();
-    let mut at = short.stimuli.len();
-    while at > 0 {
-        at -= 1;
+    for at in (0..short.stimuli.len()).rev() {
         let mut shorter = short.clone();
         shorter.stimuli.remove(at);
-        if run(&shorter, false).is_err() {
+        if fails(&shorter) {
             short = shorter;
         }
     }
-    for healthy in plan::Faults::REPAIRS {
+    for repair in Faults::REPAIRS {
         let mut shorter = short.clone();
-        healthy(&mut shorter.faults);
-        if run(&shorter, false).is_err() {
+        repair(&mut shorter.faults);
+        if fails(&shorter) {
             short = shorter;
         }
     }

@@ -28,7 +28,7 @@ pub(crate) struct Entry {
     pub(crate) slot: SlotId,
     pub(crate) known: Known,
     /// What this supervisor has said about it.
-    said: BTreeSet<Order>,
+    said: BTreeMap<Order, Moment>,
     killed_at: Option<Moment>,
     cleared_at: Option<Moment>,
 }
@@ -49,7 +49,7 @@ pub(crate) struct Asked {
     slots: Vec<SlotId>,
     /// The last generation when it was asked, and which of them had not ended.
     last: Generation,
-    alive: BTreeSet<Generation>,
+    alive: BTreeMap<Generation, SlotId>,
 }
 
 /// What was told and said.
@@ -58,6 +58,8 @@ pub(crate) struct Ledger {
     pub(crate) instances: BTreeMap<Generation, Entry>,
     pub(crate) tickets: BTreeMap<Ticket, Asked>,
     last: Generation,
+    /// The last of each slot.
+    spawned: BTreeMap<SlotId, Generation>,
     /// Slots somebody stopped; no spawn until somebody starts them.
     stopped: BTreeSet<SlotId>,
     /// Slots a restart may start although somebody stopped them.
@@ -102,7 +104,7 @@ impl Ledger {
             let entry = Entry {
                 slot,
                 known: Known::Alive,
-                said: BTreeSet::new(),
+                said: BTreeMap::new(),
                 killed_at: None,
                 cleared_at: None,
             };
@@ -169,7 +171,7 @@ impl Ledger {
             what: wish_name(wish),
             slots: self.targets(slot),
             last: self.last,
-            alive: alive.map(|it| *it.0).collect(),
+            alive: alive.map(|it| (*it.0, it.1.slot)).collect(),
         }
     }
 
@@ -238,13 +240,13 @@ impl Ledger {
                     ensure(entry.known == Known::Alive, || {
                         format!("signal to {generation} before its spawn was answered")
                     })?;
-                    let first = entry.said.insert(Order::Signal);
+                    let first = entry.said.insert(Order::Signal, now).is_none();
                     ensure(first, || format!("second signal to {generation}"))?;
                 }
                 Action::Send { generation, .. } => drop(self.running(*generation, "send")?),
                 Action::Kill { generation } => {
                     let entry = self.running(*generation, "kill")?;
-                    let first = entry.said.insert(Order::Kill);
+                    let first = entry.said.insert(Order::Kill, now).is_none();
                     ensure(first, || format!("second kill of {generation}"))?;
                     entry.killed_at.get_or_insert(now);
                 }
@@ -270,10 +272,12 @@ impl Ledger {
             let Some(asked) = self.tickets.get(ticket) else { continue };
             let targets = status.slots.iter().filter(|it| asked.slots.contains(&it.slot));
             for slot in targets {
-                let current = slot.instance.as_ref().map(|instance| instance.generation);
-                let ended = slot.last_exit.as_ref().map(|(exit, _)| exit.generation);
-                let tried = current.max(ended).is_some_and(|last| last > asked.last);
-                let ran = ended.is_some_and(|ended| asked.alive.contains(&ended));
+                let tried = self.spawned.get(&slot.slot).is_some_and(|&last| last > asked.last);
+                let ran = asked.alive.iter().any(|(generation, its_slot)| {
+                    let entry = self.instances.get(generation);
+                    let lives = |it: &Entry| it.known != Known::Ended && it.killed_at.is_none();
+                    *its_slot == slot.slot && !entry.is_some_and(lives)
+                });
                 let wrong = match (asked.what, outcome) {
                     ("restart", Outcome::Done) => !tried,
                     ("start", Outcome::Failed(failed)) if *failed == slot.slot => !tried && !ran,
@@ -295,6 +299,7 @@ impl Ledger {
     fn judge_spawn(&mut self, slot: SlotId, generation: Generation) -> Checked {
         ensure(generation > self.last, || format!("generation {generation} is used again"))?;
         self.last = generation;
+        self.spawned.insert(slot, generation);
         ensure(!self.shutting_down, || "a start while all is stopped".to_owned())?;
         ensure(!self.leaving.contains(&slot), || format!("a start in leaving slot {slot}"))?;
         if self.restarting.remove(&slot) {
@@ -306,7 +311,7 @@ impl Ledger {
         let entry = Entry {
             slot,
             known: Known::Said,
-            said: BTreeSet::new(),
+            said: BTreeMap::new(),
             killed_at: None,
             cleared_at: None,
         };
@@ -319,18 +324,30 @@ impl Ledger {
         let Some(entry) = entry.filter(|entry| entry.known == Known::Ended) else {
             return Err(format!("clear of generation {generation}, which has not ended"));
         };
-        ensure(entry.said.insert(Order::Clear), || format!("second clear of {generation}"))?;
+        let first = entry.said.insert(Order::Clear, now).is_none();
+        ensure(first, || format!("second clear of {generation}"))?;
         entry.cleared_at.get_or_insert(now);
         Ok(())
     }
 
     fn judge_note(&mut self, note: &Note, now: Moment) -> Checked {
-        let (Reason::Unkillable, Some(generation)) = (&note.reason, note.generation) else {
+        let Some(generation) = note.generation else { return Ok(()) };
+        if let Reason::KillTimeout { timeout } = &note.reason {
+            let entry = self.instances.get(&generation);
+            let asked = entry.and_then(|entry| entry.said.get(&Order::Signal));
+            let just_asked = asked.is_some_and(|&at| at == now) && !timeout.is_zero();
+            ensure(!just_asked, || format!("no time for generation {generation} to drain"))?;
+        }
+        if note.reason != Reason::Unkillable {
             return Ok(());
-        };
+        }
         let Some(entry) = self.instances.remove(&generation) else {
             return Err(format!("gave up generation {generation}, which was gone"));
         };
+        let by_this_supervisor = entry.said.get(&Order::Clear).or(entry.said.get(&Order::Kill));
+        ensure(by_this_supervisor.is_some_and(|&at| at < now), || {
+            format!("gave up generation {generation} without trying")
+        })?;
         let since = entry.cleared_at.or(entry.killed_at);
         let waited = since.map(|since| now.as_ms().saturating_sub(since.as_ms()));
         ensure(waited.is_some_and(|waited| waited >= KILL_PATIENCE_MS), || {

@@ -87,7 +87,7 @@ impl Limits {
             ),
             Event::Tick | Event::Fact(_) => false,
         };
-        if let Event::Wish(_, Wish::Stop { .. } | Wish::Scale { .. }) = event {
+        if let Event::Wish(_, Wish::Start { .. } | Wish::Stop { .. } | Wish::Scale { .. }) = event {
             // Asked for by now, whatever it was ended for at first.
             self.excused.extend(&self.failed_starts);
         }
@@ -106,9 +106,7 @@ impl Limits {
                 Action::Note(note) => {
                     self.judge_note(note.slot, note.generation, &note.reason, rules)?;
                     if let Reason::RollFailed { slot, .. } = &note.reason {
-                        if let Event::Fact(Fact::Lost { .. }) = event {
-                            return Err("a roll fails since the supervisor died".to_owned());
-                        }
+                        judge_loss(event, before, *slot)?;
                         let failed = after.slots.iter().filter(|it| it.slot == *slot);
                         let failed = failed.filter_map(|slot| slot.instance.as_ref());
                         self.excused.extend(failed.map(|instance| instance.generation));
@@ -183,4 +181,15 @@ impl Limits {
         }
         Ok(())
     }
+}
+
+/// That a spawn was lost with a supervisor is no reason for a roll to fail in that slot.
+fn judge_loss(event: &Event, before: &Status, failed: SlotId) -> Checked {
+    let Event::Fact(Fact::Lost { generation }) = event else { return Ok(()) };
+    let slot = before.slots.iter().find(|slot| slot.slot == failed);
+    let held = slot.into_iter().flat_map(|slot| slot.instance.iter().chain(&slot.other));
+    if held.clone().any(|instance| instance.generation == *generation) {
+        return Err("a roll fails since the supervisor died".to_owned());
+    }
+    Ok(())
 }
