@@ -77,12 +77,12 @@ const SHARED: Setup = Setup { slots: 1, beside: true, prompt: false };
 
 #[test]
 fn one_slot() {
-    assert!(walk(SHARED, &LETTERS, 6) > 10_000);
+    assert!(walk(SHARED, &LETTERS, 5) > 10_000);
 }
 
 #[test]
 fn one_slot_that_does_not_share_its_port() {
-    assert!(walk(Setup { beside: false, ..SHARED }, &LETTERS, 6) > 10_000);
+    assert!(walk(Setup { beside: false, ..SHARED }, &LETTERS, 5) > 10_000);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn one_slot_that_is_replaced() {
 
 #[test]
 fn one_slot_that_is_replaced_in_its_place() {
-    assert!(walk(Setup { prompt: true, beside: false, ..SHARED }, &ROLLS, 8) > 10_000);
+    assert!(walk(Setup { prompt: true, beside: false, ..SHARED }, &ROLLS, 7) > 10_000);
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl Fleet {
 
 impl Scene<'_> {
     /// Lets `act` change a slot.
-    fn with_slot<R>(
+    pub(super) fn with_slot<R>(
         &mut self,
         id: SlotId,
         act: impl FnOnce(&mut Slot, &mut Turn<'_>) -> R,
@@ -133,6 +133,11 @@ impl Scene<'_> {
         let Some(id) = place.map(|slot| slot.id) else { return };
         if let Fact::Memory { bytes, .. } = fact {
             return self.handle_memory(id, generation, bytes);
+        }
+        if let Fact::Lost { .. } = fact
+            && let Some(roll) = &mut self.fleet.roll
+        {
+            roll.handle_lost(generation);
         }
         self.with_slot(id, |slot, turn| match fact {
             Fact::Spawned { pid, .. } => {
@@ -187,6 +192,7 @@ impl Scene<'_> {
                 self.fleet.roll = Some(Roll {
                     kind: RollKind::Memory,
                     release,
+                    since: self.fleet.last_generation,
                     remaining: [id].into(),
                     step: None,
                 });
@@ -293,7 +299,10 @@ impl Scene<'_> {
                 self.with_slot(id, |slot, turn| {
                     slot.end_current(EndCause::Replaced, turn);
                     slot.release = release;
-                    slot.history.reset();
+                    match roll.kind {
+                        RollKind::Reload | RollKind::Restart => slot.history.reset(),
+                        RollKind::Memory => {}
+                    }
                 });
                 Progress::Stage(Stage::Vacate(old))
             }

@@ -190,14 +190,30 @@ impl Instance {
         }
     }
 
-    /// Says again what was said before a supervisor died and may not have been carried out.
+    /// Says again what was said before a supervisor died and may not have been carried out. Nobody
+    /// was there to see it done in time, so a patience that ended meanwhile begins anew.
     pub(super) fn resume(&mut self, turn: &mut Turn<'_>) {
-        match self.phase {
-            Phase::Draining { signalled: false, .. } if self.pid.is_some() => {
-                self.ask_to_stop(turn);
+        let generation = self.generation;
+        let renew = |until: &mut Moment, patience: Duration| {
+            if *until <= turn.now {
+                *until = turn.now.after(patience);
             }
-            Phase::Killing { .. } => turn.out.push(Action::Kill { generation: self.generation }),
-            Phase::Clearing { .. } => turn.out.push(Action::Clear { generation: self.generation }),
+        };
+        match &mut self.phase {
+            Phase::Draining { kill_at, signalled: false, .. } => {
+                renew(kill_at, turn.rules(self.release).stop_timeout);
+                if self.pid.is_some() {
+                    self.ask_to_stop(turn);
+                }
+            }
+            Phase::Killing { give_up_at, .. } => {
+                renew(give_up_at, KILL_PATIENCE);
+                turn.out.push(Action::Kill { generation });
+            }
+            Phase::Clearing { give_up_at, .. } => {
+                renew(give_up_at, KILL_PATIENCE);
+                turn.out.push(Action::Clear { generation });
+            }
             Phase::Spawning
             | Phase::Launching { .. }
             | Phase::Online { .. }
@@ -236,6 +252,18 @@ impl Instance {
             | Phase::Draining { .. }
             | Phase::Killing { .. }
             | Phase::Clearing { .. } => None,
+        }
+    }
+
+    /// Whether it is online and has lived long enough for earlier exits to be forgotten.
+    pub(super) fn is_stable(&self) -> bool {
+        match self.phase {
+            Phase::Online { stable, .. } => stable,
+            Phase::Spawning
+            | Phase::Launching { .. }
+            | Phase::Draining { .. }
+            | Phase::Killing { .. }
+            | Phase::Clearing { .. } => false,
         }
     }
 

@@ -23,6 +23,8 @@ use super::time::Moment;
 pub(super) struct Roll {
     pub(super) kind: RollKind,
     pub(super) release: ReleaseId,
+    /// The last generation when it began: what is younger need not be replaced.
+    pub(super) since: Generation,
     pub(super) remaining: VecDeque<SlotId>,
     pub(super) step: Option<Step>,
 }
@@ -76,6 +78,15 @@ pub(super) enum Move {
 }
 
 impl Roll {
+    /// The spawn of `generation` was lost with a supervisor: its step begins again.
+    pub(super) fn handle_lost(&mut self, generation: Generation) {
+        if let Some(step) = &mut self.step
+            && step.stage == Stage::Prove(generation)
+        {
+            step.stage = Stage::Begin;
+        }
+    }
+
     /// Which move the slot's state asks for.
     pub(super) fn next_move(&self, step: &Step, slot: &Slot, rules: &Rules, now: Moment) -> Move {
         match step.stage {
@@ -115,7 +126,8 @@ impl Roll {
 
     fn begin_running(&self, instance: &Instance, rules: &Rules) -> Move {
         // Started since the roll began, from what it rolls to.
-        if self.kind != RollKind::Memory && instance.release == self.release {
+        let is_new = instance.generation > self.since && instance.release == self.release;
+        if is_new && instance.is_wanted() {
             return Move::Watch(instance.generation);
         }
         let beside = rules.beside

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet::Fleet;
 use super::id::{Generation, ReleaseId, SlotId};
-use super::instance::{Instance, Phase};
+use super::instance::{Instance, KILL_PATIENCE, Phase};
 use super::reason::EndCause;
 use super::slot::{Current, Goal, Other, Role, Slot};
 use super::time::Moment;
@@ -29,7 +29,8 @@ pub struct Survivor {
 
 impl Fleet {
     /// The fleet as far as the keeper's table tells: no histories. Every survivor counts as online
-    /// since `now`; where a slot has two, the older one drains.
+    /// since `now`; where a slot has two, the older one drains, for as long as pmr
+    /// is patient: its rules are not known here.
     pub fn reduced(count: u16, release: ReleaseId, survivors: &[Survivor], now: Moment) -> Self {
         let highest = survivors.iter().map(|survivor| survivor.slot.0.saturating_add(1)).max();
         let mut fleet = Self::new(count.max(highest.unwrap_or_default()), release);
@@ -66,7 +67,8 @@ fn adopt_survivor(slot: &mut Slot, survivor: Survivor, now: Moment) {
     let older = std::mem::replace(&mut slot.current, Current::Running(instance));
     if let Current::Running(mut older) = older {
         let cause = EndCause::Replaced;
-        older.phase = Phase::Draining { cause, kill_at: now, signalled: false };
+        let kill_at = now.after(KILL_PATIENCE);
+        older.phase = Phase::Draining { cause, kill_at, signalled: false };
         slot.other = Some(Other { role: Role::Leaver, instance: older });
     }
 }

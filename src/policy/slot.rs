@@ -228,6 +228,18 @@ impl Slot {
         self.other = Some(Other { role: Role::Newcomer, instance });
     }
 
+    /// A start is wanted while the current instance ends: the next one follows it at once, however
+    /// it came to its end.
+    pub(super) fn start_after_end(&mut self, turn: &mut Turn<'_>) {
+        if let Current::Running(instance) = &mut self.current
+            && !instance.is_wanted()
+        {
+            self.history.reset();
+            instance.begin_end(EndCause::Replaced, turn);
+            instance.set_aftermath(Aftermath::Planned);
+        }
+    }
+
     /// Ends whatever runs in it.
     pub(super) fn end_all(&mut self, cause: &EndCause, turn: &mut Turn<'_>) {
         for instance in self.instances_mut() {
@@ -256,8 +268,11 @@ impl Slot {
             panic!("slot {}: only a newcomer takes over", self.id);
         };
         let old = std::mem::replace(&mut self.current, Current::Stopped);
-        self.release = newcomer.release;
-        self.history.reset();
+        // The same release may be replaced for its memory over and over, and crash in between.
+        if self.release != newcomer.release || newcomer.is_stable() {
+            self.release = newcomer.release;
+            self.history.reset();
+        }
         if let Current::Running(mut old) = old {
             turn.note(newcomer.generation, Reason::TakenOver { from: old.generation });
             old.begin_end(EndCause::Replaced, turn);

@@ -303,6 +303,7 @@ fn exits_that_were_asked_for_never_count() {
         world.run(at + 3000);
     }
     assert_eq!(world.lines("done").len(), 40, "{}", world.trace);
+    assert_eq!(spawns(&world).len(), 21, "also where the release is the same");
     let status = world.policy.status(Moment::from_ms(world.now));
     assert_eq!((status.slots[0].restarts, status.slots[0].unstable), (0, (0, 10)));
 }
@@ -610,4 +611,117 @@ fn a_reload_to_one_that_hangs_goes_back_whatever_its_own_rules_say() {
         let last = world.lines("spawn").pop();
         assert!(last.is_some_and(|line| line.ends_with("spawn 0.3 of 1")), "{}", world.trace);
     }
+}
+
+#[test]
+fn a_replacement_for_memory_forgets_no_crash() {
+    for beside in [true, false] {
+        let rules = Rules { memory_limit: Some(1000), beside, ..rules() };
+        let mut world = World::new(1, &rules, &[Life::Dies(5), Life::Dies(5), Life::Good]);
+        world.run(1000);
+        let generation = Generation(3);
+        world.event(Event::Fact(Fact::Memory { generation, bytes: 5000 }));
+        world.run(5000);
+        assert_eq!(world.lines("memory replacement done").len(), 1, "{}", world.trace);
+        let status = world.policy.status(Moment::from_ms(world.now));
+        assert_eq!(status.slots[0].unstable, (2, 10));
+    }
+}
+
+#[test]
+fn the_older_of_two_survivors_has_time_to_drain() {
+    let survivor = |generation| Survivor {
+        slot: SlotId(0),
+        generation: Generation(generation),
+        release: ReleaseId(1),
+        pid: 100,
+    };
+    let now = Moment::from_ms(1000);
+    let fleet = Fleet::reduced(1, ReleaseId(1), &[survivor(4), survivor(3)], now);
+    let releases = BTreeMap::from([(ReleaseId(1), rules())]);
+    let mut out = Vec::new();
+    let mut policy = Policy::adopt(fleet, releases, now, &mut out);
+    policy.handle(now, Event::Tick, &mut out);
+    assert_eq!(out, [Action::Signal { generation: Generation(3) }, Action::AnnounceReady]);
+}
+
+#[test]
+fn a_reload_goes_on_where_its_spawn_was_lost_with_a_supervisor() {
+    for beside in [true, false] {
+        let rules = Rules { beside, ..rules() };
+        let mut world = World::new(1, &rules, &[]);
+        world.run(20_000).wish(1, Wish::Reload { release: ReleaseId(2), rules: rules.clone() });
+        world.lives = [Life::Good].into();
+        // The successor is told of before it is spawned, and the supervisor dies in between.
+        let mut out = Vec::new();
+        let mut policy = world.policy.clone();
+        if !beside {
+            let (generation, exit) = (Generation(1), Exit::Code(0));
+            policy.handle(
+                Moment::from_ms(20_100),
+                Event::Fact(Fact::Exited { generation, exit }),
+                &mut out,
+            );
+            policy.handle(
+                Moment::from_ms(20_100),
+                Event::Fact(Fact::Cleared { generation }),
+                &mut out,
+            );
+            world.running.clear();
+        }
+        let releases = [1, 2].map(|id| (ReleaseId(id), rules.clone())).into();
+        let fleet = policy.saved().clone();
+        world.policy = Policy::adopt(fleet, releases, Moment::from_ms(20_100), &mut Vec::new());
+        world.now = 20_100;
+        world.running.remove(&Generation(2));
+        world.event(Event::Fact(Fact::Lost { generation: Generation(2) }));
+        world.run(60_000);
+        assert_eq!(world.lines("reload done").len(), 1, "{}", world.trace);
+        assert!(world.policy.saved().releases().iter().eq(&[ReleaseId(2)]));
+    }
+}
+
+#[test]
+fn a_start_is_not_lost_while_a_given_up_instance_is_cleared_away() {
+    let restart = RestartRules { max_restarts: 1, ..rules().restart };
+    let mut world = World::new(1, &Rules { restart, ..rules() }, &[]);
+    let mut out = Vec::new();
+    let (generation, now) = (Generation(1), Moment::from_ms(1000));
+    let exit = Event::Fact(Fact::Exited { generation, exit: Exit::Code(1) });
+    world.policy.handle(now, exit, &mut out);
+    world.run(1000).wish(1, Wish::Start { slot: None });
+    world.event(Event::Fact(Fact::Cleared { generation }));
+    assert_eq!(world.lines("#1"), ["1000 #1 done"]);
+    assert_eq!(world.words(), ["online"]);
+}
+
+#[test]
+fn what_was_killed_long_ago_is_not_given_up_before_it_is_killed_again() {
+    let mut world = World::new(1, &rules(), &[]);
+    world.run(1000);
+    let (now, mut out) = (Moment::from_ms(1000), Vec::new());
+    let shutdown = Event::Wish(None, Wish::ShutDown { now: true });
+    world.policy.handle(now, shutdown, &mut out);
+    let (fleet, now) = (world.policy.saved().clone(), Moment::from_ms(60_000));
+    let releases = BTreeMap::from([(ReleaseId(1), rules())]);
+    world.policy = Policy::adopt(fleet, releases, now, &mut Vec::new());
+    world.run(60_000).event(Event::Tick);
+    assert_eq!(world.lines("cannot be killed"), [""; 0]);
+    world.run(70_000);
+    assert_eq!(world.lines("cannot be killed").len(), 1);
+}
+
+#[test]
+fn what_was_never_asked_to_stop_has_its_time_to_after_an_adopt() {
+    let mut world = World::new(1, &rules(), &[]);
+    world.run(1000);
+    let (now, mut out) = (Moment::from_ms(1000), Vec::new());
+    world.policy.handle(now, Event::Wish(None, Wish::Stop { slot: None }), &mut out);
+    let (fleet, now) = (world.policy.saved().clone(), Moment::from_ms(60_000));
+    let releases = BTreeMap::from([(ReleaseId(1), rules())]);
+    world.policy = Policy::adopt(fleet, releases, now, &mut Vec::new());
+    world.run(60_000).event(Event::Tick);
+    assert_eq!(world.lines("killing it"), [""; 0]);
+    world.run(65_000);
+    assert_eq!(world.lines("killing it").len(), 1);
 }

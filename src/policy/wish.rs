@@ -119,7 +119,8 @@ impl Policy {
             Some(slot) => [slot].into(),
             None => self.fleet.slot_ids().collect(),
         };
-        self.fleet.roll = Some(Roll { kind, release, remaining, step: None });
+        let since = self.fleet.last_generation;
+        self.fleet.roll = Some(Roll { kind, release, since, remaining, step: None });
         out.push(Action::Note(super::Note {
             slot,
             generation: None,
@@ -143,7 +144,10 @@ impl Scene<'_> {
             let was = slot.goal;
             slot.goal = Goal::Run;
             match slot.current {
-                Current::Running(_) => changed |= was != Goal::Run,
+                Current::Running(_) => {
+                    changed |= was != Goal::Run;
+                    self.with_slot(id, Slot::start_after_end);
+                }
                 Current::Stopped
                 | Current::Finished
                 | Current::Errored

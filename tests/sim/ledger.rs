@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pmr::policy::{
-    Action, Event, Fact, Generation, Moment, Note, Outcome, Policy, Reason, SlotId, Ticket, Wish,
-    Word,
+    Action, Event, Fact, Generation, Moment, Note, Outcome, Policy, Reason, SlotId, Status, Ticket,
+    Wish, Word,
 };
 
 /// The core's patience with what cannot be killed, in milliseconds (DESIGN 2, fault 34).
@@ -28,7 +28,7 @@ pub(crate) struct Entry {
     pub(crate) slot: SlotId,
     pub(crate) known: Known,
     /// What this supervisor has said about it.
-    said: BTreeSet<Order>,
+    said: BTreeMap<Order, Moment>,
     killed_at: Option<Moment>,
     cleared_at: Option<Moment>,
 }
@@ -41,12 +41,25 @@ enum Order {
     Clear,
 }
 
+/// A wish that waits for its answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) what: &'static str,
+    /// The slots it is about.
+    slots: Vec<SlotId>,
+    /// The last generation when it was asked, and which of them had not ended.
+    last: Generation,
+    alive: BTreeMap<Generation, SlotId>,
+}
+
 /// What was told and said.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ledger {
     pub(crate) instances: BTreeMap<Generation, Entry>,
-    pub(crate) tickets: BTreeMap<Ticket, &'static str>,
+    pub(crate) tickets: BTreeMap<Ticket, Asked>,
     last: Generation,
+    /// The last of each slot.
+    spawned: BTreeMap<SlotId, Generation>,
     /// Slots somebody stopped; no spawn until somebody starts them.
     stopped: BTreeSet<SlotId>,
     /// Slots a restart may start although somebody stopped them.
@@ -84,6 +97,23 @@ impl Ledger {
         Self { slots, ..Self::default() }
     }
 
+    /// A ledger of what lives, where nothing else is known.
+    pub(crate) fn of_survivors(survivors: &[(SlotId, Generation)]) -> Self {
+        let mut ledger = Self::default();
+        for &(slot, generation) in survivors {
+            let entry = Entry {
+                slot,
+                known: Known::Alive,
+                said: BTreeMap::new(),
+                killed_at: None,
+                cleared_at: None,
+            };
+            ledger.last = ledger.last.max(generation);
+            ledger.instances.insert(generation, entry);
+        }
+        ledger
+    }
+
     /// Feeds the core one event and judges what it says to it.
     pub(crate) fn handle(
         &mut self,
@@ -92,6 +122,7 @@ impl Ledger {
         event: &Event,
     ) -> Result<Vec<Action>, String> {
         self.take_event(event);
+        let over = policy.over().is_some();
         let mut out = Vec::new();
         let told = event.clone();
         let call = std::panic::AssertUnwindSafe(|| policy.handle(now, told, &mut out));
@@ -104,10 +135,11 @@ impl Ledger {
                 matches!(action, Action::Reply { ticket: whose, outcome: Outcome::Refused(_) }
                     if Some(*whose) == *ticket)
             };
-            if !out.iter().any(refused) {
+            if !over && !out.iter().any(refused) {
                 self.take_wish(wish);
             }
         }
+        self.judge_answers(&out, &policy.status(now))?;
         self.judge(&out, now)?;
         self.compare(policy, now)?;
         Ok(out)
@@ -118,10 +150,35 @@ impl Ledger {
             Event::Tick => {}
             Event::Wish(ticket, wish) => {
                 if let Some(ticket) = ticket {
-                    self.tickets.insert(*ticket, wish_name(wish));
+                    self.tickets.insert(*ticket, self.asked(wish));
                 }
             }
             Event::Fact(fact) => self.take_fact(fact),
+        }
+    }
+
+    fn asked(&self, wish: &Wish) -> Asked {
+        let slot = match wish {
+            Wish::Start { slot }
+            | Wish::Stop { slot }
+            | Wish::Restart { slot, .. }
+            | Wish::Signal { slot, .. }
+            | Wish::Reset { slot } => *slot,
+            Wish::Reload { .. } | Wish::Scale { .. } | Wish::ShutDown { .. } => None,
+        };
+        let alive = self.instances.iter().filter(|it| it.1.known != Known::Ended);
+        Asked {
+            what: wish_name(wish),
+            slots: self.targets(slot),
+            last: self.last,
+            alive: alive.map(|it| (*it.0, it.1.slot)).collect(),
+        }
+    }
+
+    fn targets(&self, slot: Option<SlotId>) -> Vec<SlotId> {
+        match slot {
+            Some(slot) => vec![slot],
+            None => (0..self.slots).map(SlotId).filter(|it| !self.leaving.contains(it)).collect(),
         }
     }
 
@@ -146,23 +203,19 @@ impl Ledger {
     }
 
     fn take_wish(&mut self, wish: &Wish) {
-        let targets = |slot: &Option<SlotId>| match slot {
-            Some(slot) => vec![*slot],
-            None => (0..self.slots).map(SlotId).collect(),
-        };
         match wish {
             Wish::Start { slot } => {
-                for slot in targets(slot) {
+                for slot in self.targets(*slot) {
                     self.stopped.remove(&slot);
                     self.restarting.remove(&slot);
                 }
             }
             Wish::Restart { slot, .. } => {
-                let targets = targets(slot);
+                let targets = self.targets(*slot);
                 self.restarting.extend(targets.iter().filter(|it| self.stopped.contains(it)));
             }
             Wish::Stop { slot } => {
-                for slot in targets(slot) {
+                for slot in self.targets(*slot) {
                     self.stopped.insert(slot);
                     self.restarting.remove(&slot);
                 }
@@ -187,13 +240,13 @@ impl Ledger {
                     ensure(entry.known == Known::Alive, || {
                         format!("signal to {generation} before its spawn was answered")
                     })?;
-                    let first = entry.said.insert(Order::Signal);
+                    let first = entry.said.insert(Order::Signal, now).is_none();
                     ensure(first, || format!("second signal to {generation}"))?;
                 }
                 Action::Send { generation, .. } => drop(self.running(*generation, "send")?),
                 Action::Kill { generation } => {
                     let entry = self.running(*generation, "kill")?;
-                    let first = entry.said.insert(Order::Kill);
+                    let first = entry.said.insert(Order::Kill, now).is_none();
                     ensure(first, || format!("second kill of {generation}"))?;
                     entry.killed_at.get_or_insert(now);
                 }
@@ -212,6 +265,30 @@ impl Ledger {
         Ok(())
     }
 
+    /// An answer is about what came after the question.
+    fn judge_answers(&self, actions: &[Action], status: &Status) -> Checked {
+        for action in actions {
+            let Action::Reply { ticket, outcome } = action else { continue };
+            let Some(asked) = self.tickets.get(ticket) else { continue };
+            let targets = status.slots.iter().filter(|it| asked.slots.contains(&it.slot));
+            for slot in targets {
+                let tried = self.spawned.get(&slot.slot).is_some_and(|&last| last > asked.last);
+                let ran = asked.alive.iter().any(|(generation, its_slot)| {
+                    let entry = self.instances.get(generation);
+                    let lives = |it: &Entry| it.known != Known::Ended && it.killed_at.is_none();
+                    *its_slot == slot.slot && !entry.is_some_and(lives)
+                });
+                let wrong = match (asked.what, outcome) {
+                    ("restart", Outcome::Done) => !tried,
+                    ("start", Outcome::Failed(failed)) if *failed == slot.slot => !tried && !ran,
+                    _ => false,
+                };
+                ensure(!wrong, || format!("{} of slot {} is {outcome}", asked.what, slot.slot))?;
+            }
+        }
+        Ok(())
+    }
+
     fn running(&mut self, generation: Generation, what: &str) -> Result<&mut Entry, String> {
         let entry = self.instances.get_mut(&generation);
         entry
@@ -222,6 +299,7 @@ impl Ledger {
     fn judge_spawn(&mut self, slot: SlotId, generation: Generation) -> Checked {
         ensure(generation > self.last, || format!("generation {generation} is used again"))?;
         self.last = generation;
+        self.spawned.insert(slot, generation);
         ensure(!self.shutting_down, || "a start while all is stopped".to_owned())?;
         ensure(!self.leaving.contains(&slot), || format!("a start in leaving slot {slot}"))?;
         if self.restarting.remove(&slot) {
@@ -233,7 +311,7 @@ impl Ledger {
         let entry = Entry {
             slot,
             known: Known::Said,
-            said: BTreeSet::new(),
+            said: BTreeMap::new(),
             killed_at: None,
             cleared_at: None,
         };
@@ -246,18 +324,30 @@ impl Ledger {
         let Some(entry) = entry.filter(|entry| entry.known == Known::Ended) else {
             return Err(format!("clear of generation {generation}, which has not ended"));
         };
-        ensure(entry.said.insert(Order::Clear), || format!("second clear of {generation}"))?;
+        let first = entry.said.insert(Order::Clear, now).is_none();
+        ensure(first, || format!("second clear of {generation}"))?;
         entry.cleared_at.get_or_insert(now);
         Ok(())
     }
 
     fn judge_note(&mut self, note: &Note, now: Moment) -> Checked {
-        let (Reason::Unkillable, Some(generation)) = (&note.reason, note.generation) else {
+        let Some(generation) = note.generation else { return Ok(()) };
+        if let Reason::KillTimeout { timeout } = &note.reason {
+            let entry = self.instances.get(&generation);
+            let asked = entry.and_then(|entry| entry.said.get(&Order::Signal));
+            let just_asked = asked.is_some_and(|&at| at == now) && !timeout.is_zero();
+            ensure(!just_asked, || format!("no time for generation {generation} to drain"))?;
+        }
+        if note.reason != Reason::Unkillable {
             return Ok(());
-        };
+        }
         let Some(entry) = self.instances.remove(&generation) else {
             return Err(format!("gave up generation {generation}, which was gone"));
         };
+        let by_this_supervisor = entry.said.get(&Order::Clear).or(entry.said.get(&Order::Kill));
+        ensure(by_this_supervisor.is_some_and(|&at| at < now), || {
+            format!("gave up generation {generation} without trying")
+        })?;
         let since = entry.cleared_at.or(entry.killed_at);
         let waited = since.map(|since| now.as_ms().saturating_sub(since.as_ms()));
         ensure(waited.is_some_and(|waited| waited >= KILL_PATIENCE_MS), || {
@@ -313,11 +403,12 @@ impl Ledger {
     pub(crate) fn judge_calm(&self, policy: &Policy, now: Moment) -> Checked {
         ensure(self.tickets.is_empty(), || format!("never answered: {:?}", self.tickets))?;
         let status = policy.status(now);
+        ensure(!self.shutting_down || policy.over().is_some(), || {
+            "a shutdown that never ends".to_owned()
+        })?;
         ensure(status.roll.is_none(), || "a roll that never ends".to_owned())?;
-        let json = serde_json::to_value(policy.saved()).map_err(|error| error.to_string())?;
         for slot in &status.slots {
-            let place = json.pointer(&format!("/slots/{}/current", slot.slot));
-            let finished = place.is_some_and(|it| it == "finished");
+            let finished = slot.word == Word::Stopped && is_finished(policy, slot.slot);
             let rests = match self.is_wanted(slot.slot) {
                 Some(true) => slot.word == Word::Online || slot.word == Word::Errored || finished,
                 Some(false) => slot.word == Word::Stopped && slot.instance.is_none() && !finished,
@@ -334,4 +425,10 @@ impl Ledger {
             "an instance is online and ready was never announced".to_owned()
         })
     }
+}
+
+/// Whether a slot that is shown as stopped is so by itself.
+fn is_finished(policy: &Policy, slot: SlotId) -> bool {
+    let saved = serde_json::to_value(policy.saved()).unwrap_or_default();
+    saved.pointer(&format!("/slots/{slot}/current")).is_some_and(|current| current == "finished")
 }

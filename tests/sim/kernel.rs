@@ -1,0 +1,294 @@
+//! A machine with a keeper on it: processes that behave well and badly, and a table of them that
+//! outlives the supervisor.
+
+use std::collections::BTreeMap;
+
+use pmr::policy::{Exit, Fact, Generation, ReleaseId, SlotId, SpawnFailure, Survivor};
+
+use crate::plan::{Faults, Random};
+
+/// How one process will behave.
+#[derive(Debug, Clone, Copy)]
+struct Behaviour {
+    ready_after: Option<u64>,
+    exec_fails: bool,
+    dies_after: Option<(u64, Exit)>,
+    /// How long it takes from a stop signal to its end.
+    stops_after: Option<u64>,
+    killed_after: Option<u64>,
+    /// How long its group stays populated after the kill.
+    lingers: u64,
+    leaks_after: Option<u64>,
+}
+
+/// A process in the keeper's table: alive, or ended and not acknowledged.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    /// Which spawn of all; generations may be used again after a reduced adopt.
+    id: u64,
+    slot: SlotId,
+    release: ReleaseId,
+    behaviour: Behaviour,
+    pub(crate) ready: bool,
+    /// It was asked to stop, or killed.
+    asked: bool,
+    killed: bool,
+    pub(crate) exit: Option<Exit>,
+}
+
+/// What will happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Happening {
+    Ready(u64),
+    ExecFails(u64),
+    Ends(u64, Exit),
+    Leaks(u64),
+    /// An answer that takes time.
+    Answer(Fact),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    random: Random,
+    faults: Faults,
+    pub(crate) processes: BTreeMap<Generation, Process>,
+    groups: BTreeMap<Generation, u64>,
+    agenda: BTreeMap<(u64, u64), Happening>,
+    spawns: u64,
+    happenings: u64,
+    broken: Vec<ReleaseId>,
+    /// A stop was asked of the keeper.
+    pub(crate) stopping: Option<bool>,
+}
+
+/// What cannot be killed is in uninterruptible sleep until the faults end.
+const STUCK: Option<u64> = None;
+
+const KILLED: Exit = Exit::Signal { signal: 9, core: false };
+
+impl Kernel {
+    pub(crate) fn new(seed: u64, faults: Faults) -> Self {
+        Self {
+            random: Random::new(!seed),
+            faults,
+            processes: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            agenda: BTreeMap::new(),
+            spawns: 0,
+            happenings: 0,
+            broken: Vec::new(),
+            stopping: None,
+        }
+    }
+
+    /// A release that never comes online.
+    pub(crate) fn break_release(&mut self, release: ReleaseId) {
+        self.broken.push(release);
+    }
+
+    fn schedule(&mut self, at: u64, happening: Happening) {
+        self.happenings += 1;
+        self.agenda.insert((at, self.happenings), happening);
+    }
+
+    pub(crate) fn next(&self) -> Option<u64> {
+        self.agenda.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    fn behaviour(&mut self, release: ReleaseId) -> Behaviour {
+        let Self { random, faults, .. } = self;
+        let exit =
+            random.pick(&[Exit::Code(0), Exit::Code(1), Exit::Signal { signal: 11, core: true }]);
+        let hangs = random.chance(faults.hang);
+        let mut behaviour = Behaviour {
+            ready_after: (!hangs).then(|| random.pick(&[0, 0, 0, 300, 1500])),
+            exec_fails: random.chance(faults.exec),
+            dies_after: random
+                .chance(faults.crash)
+                .then(|| (random.pick(&[0, 0, 50, 700, 7000, 12_000]), exit)),
+            stops_after: (!random.chance(faults.stubborn))
+                .then(|| random.pick(&[0, 100, 100, 400, 3000])),
+            killed_after: Some(0),
+            lingers: 0,
+            leaks_after: random.chance(faults.leak).then(|| random.pick(&[100, 2000, 11_000])),
+        };
+        if random.chance(faults.unkillable) {
+            behaviour.killed_after = random.pick(&[Some(3000), Some(15_000), STUCK]);
+        }
+        if random.chance(faults.linger) {
+            behaviour.lingers = random.pick(&[1, 500, 9_999, 10_000, 20_000]);
+        }
+        if self.broken.contains(&release) {
+            behaviour.ready_after = None;
+            behaviour.dies_after = self.random.pick(&[None, Some((0, exit)), Some((600, exit))]);
+        }
+        behaviour
+    }
+
+    /// Starts a process. It is in the keeper's table as soon as this returns, or never was.
+    pub(crate) fn spawn(
+        &mut self,
+        now: u64,
+        slot: SlotId,
+        generation: Generation,
+        release: ReleaseId,
+    ) -> Result<Fact, String> {
+        if self.processes.contains_key(&generation) {
+            return Err(format!("generation {generation} was spawned before"));
+        }
+        if self.random.chance(self.faults.spawn) {
+            let transient = self.random.chance(60);
+            let failure = SpawnFailure { message: "no".to_owned(), transient };
+            return Ok(Fact::SpawnFailed { generation, failure });
+        }
+        let behaviour = self.behaviour(release);
+        self.spawns += 1;
+        let id = self.spawns;
+        if behaviour.exec_fails {
+            self.schedule(now, Happening::ExecFails(id));
+            self.schedule(now, Happening::Ends(id, Exit::Code(127)));
+        } else {
+            if let Some(after) = behaviour.ready_after {
+                self.schedule(now + after, Happening::Ready(id));
+            }
+            if let Some((after, exit)) = behaviour.dies_after {
+                self.schedule(now + after, Happening::Ends(id, exit));
+            }
+            if let Some(after) = behaviour.leaks_after {
+                self.schedule(now + after, Happening::Leaks(id));
+            }
+        }
+        let process = Process {
+            id,
+            slot,
+            release,
+            behaviour,
+            ready: false,
+            asked: false,
+            killed: false,
+            exit: None,
+        };
+        self.processes.insert(generation, process);
+        self.groups.insert(generation, behaviour.lingers);
+        Ok(Fact::Spawned { generation, pid: 100 })
+    }
+
+    pub(crate) fn ask(&mut self, now: u64, generation: Generation) -> Fact {
+        if let Some(process) = self.processes.get_mut(&generation).filter(|it| !it.asked) {
+            process.asked = true;
+            let (id, after) = (process.id, process.behaviour.stops_after);
+            if let Some(after) = after {
+                self.schedule(now + after, Happening::Ends(id, Exit::Code(0)));
+            }
+        }
+        Fact::Signalled { generation }
+    }
+
+    pub(crate) fn kill(&mut self, now: u64, generation: Generation) {
+        if let Some(process) = self.processes.get_mut(&generation) {
+            process.asked = true;
+            process.killed = true;
+            let (id, after) = (process.id, process.behaviour.killed_after);
+            if let Some(after) = after {
+                self.schedule(now + after, Happening::Ends(id, KILLED));
+            }
+        }
+    }
+
+    pub(crate) fn clear(&mut self, now: u64, generation: Generation) {
+        let lingers = self.groups.remove(&generation).unwrap_or_default();
+        self.schedule(now + lingers, Happening::Answer(Fact::Cleared { generation }));
+    }
+
+    pub(crate) fn acknowledge(&mut self, generation: Generation) {
+        self.processes.remove(&generation);
+    }
+
+    pub(crate) fn crash_all(&mut self, now: u64) {
+        let ids: Vec<u64> = self.alive().map(|(_, process)| process.id).collect();
+        for id in ids {
+            self.schedule(now, Happening::Ends(id, Exit::Code(1)));
+        }
+    }
+
+    pub(crate) fn leak_all(&mut self, now: u64) {
+        let ids: Vec<u64> = self.alive().map(|(_, process)| process.id).collect();
+        for id in ids {
+            self.schedule(now, Happening::Leaks(id));
+        }
+    }
+
+    /// Nothing goes wrong any more, and what was stuck gets loose.
+    pub(crate) fn calm(&mut self, now: u64) {
+        self.faults = Faults::NONE;
+        self.broken.clear();
+        let mut stuck = Vec::new();
+        for process in self.processes.values_mut() {
+            if process.behaviour.killed_after == STUCK {
+                process.behaviour.killed_after = Some(0);
+                stuck.extend(process.killed.then_some(process.id));
+            }
+        }
+        for id in stuck {
+            self.schedule(now + 1000, Happening::Ends(id, KILLED));
+        }
+        self.agenda.retain(|_, happening| !matches!(happening, Happening::Leaks(_)));
+    }
+
+    pub(crate) fn alive(&self) -> impl Iterator<Item = (Generation, &Process)> {
+        self.processes.iter().filter(|it| it.1.exit.is_none()).map(|(g, process)| (*g, process))
+    }
+
+    /// What lives, as the keeper's table tells it.
+    pub(crate) fn survivors(&self) -> Vec<Survivor> {
+        let survivor = |(generation, it): (Generation, &Process)| Survivor {
+            slot: it.slot,
+            generation,
+            release: it.release,
+            pid: 100,
+        };
+        self.alive().map(survivor).collect()
+    }
+
+    fn find(&mut self, id: u64) -> Option<(Generation, &mut Process)> {
+        let found = self.processes.iter_mut().find(|it| it.1.id == id && it.1.exit.is_none());
+        found.map(|(generation, process)| (*generation, process))
+    }
+
+    /// Lets the next thing happen, if it is due, and says what there is to know of it.
+    pub(crate) fn step(&mut self, now: u64) -> Option<Vec<Fact>> {
+        let first = self.agenda.first_entry().filter(|entry| entry.key().0 <= now)?;
+        let happening = first.remove();
+        let (id, ends) = match happening {
+            Happening::Answer(fact) => return Some(vec![fact]),
+            Happening::Ready(id) | Happening::ExecFails(id) | Happening::Leaks(id) => (id, None),
+            Happening::Ends(id, exit) => (id, Some(exit)),
+        };
+        let Some((generation, process)) = self.find(id) else { return Some(vec![]) };
+        if let Some(exit) = ends {
+            process.exit = Some(exit);
+            return Some(vec![Fact::Exited { generation, exit }]);
+        }
+        Some(vec![match happening {
+            Happening::Ready(_) => {
+                process.ready = true;
+                Fact::Ready { generation }
+            }
+            Happening::Leaks(_) => Fact::Memory { generation, bytes: 1500 },
+            _ => Fact::ExecFailed { generation, message: "no such file".to_owned() },
+        }])
+    }
+
+    /// What the keeper tells the next supervisor about an instance it asks for.
+    pub(crate) fn tell(&self, generation: Generation) -> Vec<Fact> {
+        let Some(process) = self.processes.get(&generation) else {
+            return vec![Fact::Lost { generation }];
+        };
+        if let Some(exit) = process.exit {
+            return vec![Fact::Exited { generation, exit }];
+        }
+        let ready = process.ready.then_some(Fact::Ready { generation });
+        [Fact::Spawned { generation, pid: 100 }].into_iter().chain(ready).collect()
+    }
+}
