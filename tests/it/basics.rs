@@ -48,7 +48,7 @@ fn a_dead_supervisor_is_replaced() {
     assert!(fs::metadata(setup.binary()).unwrap().is_file());
     let app = setup.start();
     let before = app.online(1);
-    let dead = app.eventually("a supervisor", || app.kill_supervisor());
+    let dead = app.kill_supervisor();
     let after = app.state("another supervisor", |state| state.0["supervisor_pid"] != dead);
     assert_eq!(after.pids(), before.pids());
     assert_eq!(after.level(), before.level());

@@ -14,3 +14,9 @@ mod basics;
 mod load;
 #[cfg(test)]
 mod procs;
+#[cfg(test)]
+mod rules;
+#[cfg(test)]
+mod stop;
+#[cfg(test)]
+mod survive;

@@ -14,11 +14,14 @@ if os.fork() == 0:
         while True: signal.pause()
     os._exit(0)
 os.wait()
+print('left a daemon behind', flush=True)
 while True: signal.pause()";
 
-fn processes(app: &App, count: usize) -> Vec<u32> {
-    app.eventually(&format!("{count} processes"), || {
-        Some(app.processes()).filter(|pids| pids.len() == count)
+/// An instance and its daemon for each slot, as soon as `started` of them were started in all.
+fn processes(app: &App, started: usize, slots: usize) -> Vec<u32> {
+    app.eventually(&format!("{slots} daemons"), || {
+        let is_there = app.setup.log().matches("left a daemon behind").count() == started;
+        Some(app.processes()).filter(|pids| is_there && pids.len() == 2 * slots)
     })
 }
 
@@ -30,26 +33,26 @@ fn a_daemon_ends_with_its_instance() {
         return;
     }
     let before = app.online(2);
-    let first = processes(&app, 4);
+    let first = processes(&app, 2, 2);
     // After a crash.
     assert!(procs::signal(before.pid(0).unwrap(), Signal::KILL));
     app.state("a restart", |state| state.number(0, "restarts") == 1);
     app.online(2);
-    let second = processes(&app, 4);
+    let second = processes(&app, 3, 2);
     let kept = second.iter().filter(|pid| first.contains(pid)).count();
     assert_eq!(kept, 2, "of the slot that did not crash: {first:?}, {second:?}");
     // After a scale-down, a restart, a stop: at once, for the command has said that it is done.
     app.command("scale", &["1"]);
     assert_eq!(app.processes().len(), 2, "{}", app.setup.log());
     app.command("restart", &[]);
-    let third = processes(&app, 2);
+    let third = processes(&app, 4, 1);
     assert!(third.iter().all(|pid| !second.contains(pid)), "{second:?}, {third:?}");
     app.command("stop", &[]);
     app.assert_no_process();
     assert!(app.runs(), "a stopped app can be started again");
     app.command("start", &[]);
     app.online(1);
-    processes(&app, 2);
+    processes(&app, 5, 1);
     app.signal(Signal::INT);
     assert_eq!(app.wait(), 0, "{}", app.setup.log());
     app.assert_nothing_left();
@@ -71,7 +74,7 @@ fn who_ignores_the_signal_is_killed_after_kill_timeout() {
         app.assert_no_process();
     }
     let log = app.setup.log();
-    assert!(log.contains("did not stop within 300 ms: killing it"), "{log}");
+    assert!(log.contains("did not stop within 300ms: killing it"), "{log}");
     app.command("start", &[]);
     for _ in 0..8 {
         get(port, "/stubborn").unwrap();
