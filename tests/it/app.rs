@@ -8,6 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -295,6 +296,11 @@ impl App {
         level != "bare"
     }
 
+    /// Writes to the standard input of what was started, where that is a pipe.
+    pub(crate) fn type_in(&mut self, keys: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
     /// Asserts that no process of the app's slots is there.
     pub(crate) fn assert_no_process(&self) {
         let shown: Vec<_> =
@@ -423,7 +429,7 @@ pub(crate) fn quoted(text: impl AsRef<Path>) -> String {
 pub(crate) fn demo(port: u16, instances: u16) -> String {
     format!(
         "command = [{}, \"demo-backend\"]\ninstances = {instances}\nexec_mode = \"cluster\"\n\
-         port = {port}\nready = \"exec\"\nkill_timeout = \"5s\"\n",
+         port = {port}\nready = \"exec\"\nkill_timeout = \"5s\"\nstable_for = 100\n",
         quoted(env!("CARGO_BIN_EXE_pmr"))
     )
 }

@@ -56,21 +56,3 @@ fn a_dead_supervisor_is_replaced() {
     assert!(started.is_some());
     app.within(60_000, "a log line", || app.setup.log().contains("supervisor (pid").then_some(()));
 }
-
-#[test]
-fn another_user_can_run_an_app() {
-    if !procs::is_root() || !procs::has("setpriv") {
-        return procs::skip("another_user_can_run_an_app", "it takes root and setpriv");
-    }
-    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
-    let setup = Setup::new("nobody").config(&python("import signal\nsignal.pause()"));
-    for directory in [&setup.directory, &setup.runtime] {
-        std::os::unix::fs::chown(directory, Some(65_534), Some(65_534)).unwrap();
-    }
-    let mut app = setup.own_binary().before(&nobody).start();
-    app.online(1);
-    assert_eq!(app.status().level(), "bare");
-    app.signal(Signal::TERM);
-    assert_eq!(app.wait(), 0, "{}", app.setup.log());
-    app.assert_nothing_left();
-}

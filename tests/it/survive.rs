@@ -131,7 +131,7 @@ fn each_exit_is_reported_as_it_was_whoever_supervised() {
 
 #[test]
 fn killed_during_a_start_or_a_change_of_number_nothing_runs_twice() {
-    let config = "command = [\"sleep\", \"1000\"]\ninstances = 24\n";
+    let config = "command = [\"sleep\", \"1000\"]\ninstances = 24\nstable_for = 20\n";
     let mut app = Setup::new("numbers").config(config).start();
     for at_least in [0, 3, 9, 16] {
         app.eventually("some have begun", || (app.processes().len() >= at_least).then_some(()));
