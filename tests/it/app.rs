@@ -86,7 +86,7 @@ impl Setup {
     /// Runs a copy of pmr in the test's directory, which can be replaced.
     pub(crate) fn own_binary(mut self) -> Self {
         let copy = self.directory.join("pmr");
-        fs::copy(&self.binary, &copy).unwrap();
+        procs::copy_program(&self.binary, &copy, 0o755);
         self.binary = copy;
         self
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 
 use rustix::process::Signal;
 
@@ -80,22 +81,10 @@ fn while_one_waits_the_other_serves() {
 fn what_cannot_be_executed_is_named_with_its_path() {
     let setup = Setup::new("exec");
     let program = setup.directory.join("server");
-    let copy = |mode: u32| {
-        use std::os::unix::fs::PermissionsExt as _;
-        // Another file: the one that runs cannot be written to.
-        let next = setup.directory.join("next");
-        fs::copy("/bin/sleep", &next).unwrap();
-        fs::set_permissions(&next, fs::Permissions::from_mode(mode)).unwrap();
-        fs::rename(next, &program).unwrap();
-    };
+    let copy = |mode| procs::copy_program(Path::new("/bin/sleep"), &program, mode);
     copy(0o755);
     let config = format!("command = [{}, \"1000\"]\ninstances = 2\n", quoted(&program));
-    setup.write(&format!("{}.toml", setup.name), &(config + "max_restarts = 2\n"));
-    let app = {
-        let started = Setup::new("exec-app").config("");
-        fs::copy(setup.config_path(), started.config_path()).unwrap();
-        started.start()
-    };
+    let app = setup.config(&(config + "max_restarts = 2\n")).start();
     let before = app.online(2);
     copy(0o644);
     assert!(procs::signal(before.pid(0).unwrap(), Signal::KILL));

@@ -1,7 +1,7 @@
 //! `pmr upgrade`: another binary goes on in place, or nothing has changed in the end.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
@@ -11,11 +11,8 @@ use crate::load::{Load, get};
 use crate::procs;
 
 /// Puts another file where the binary is, as a package manager does.
-fn replace_binary(app: &App, bytes: &[u8]) {
-    let next = app.setup.directory.join("pmr.next");
-    fs::write(&next, bytes).unwrap();
-    fs::set_permissions(&next, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(next, app.setup.binary()).unwrap();
+fn replace_binary(app: &App, by: &Path) {
+    procs::copy_program(by, app.setup.binary(), 0o755);
 }
 
 /// A pmr under load, and what it was before.
@@ -52,8 +49,8 @@ fn assert_unharmed(app: &mut App, load: Load, before: &State) {
     app.assert_nothing_left();
 }
 
-fn real() -> Vec<u8> {
-    fs::read(env!("CARGO_BIN_EXE_pmr")).unwrap()
+fn real() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_pmr"))
 }
 
 #[test]
@@ -61,7 +58,7 @@ fn another_binary_goes_on_in_place() {
     let (mut app, load, before) = started("in-place");
     for _ in 0..2 {
         let supervisor = app.status().0["supervisor_pid"].clone();
-        replace_binary(&app, &real());
+        replace_binary(&app, real());
         let done = app.command("upgrade", &[]);
         assert!(done.err.contains("upgraded"), "{}", done.err);
         let after = app.status();
@@ -77,16 +74,16 @@ fn another_binary_goes_on_in_place() {
 #[test]
 fn what_is_no_pmr_is_refused_and_nothing_changes() {
     let (mut app, load, before) = started("refused");
-    for bytes in [&b"#!/bin/sh\nexit 1\n"[..], b"garbage", b"", b"\x7fELF\x02\x01\x01"] {
-        replace_binary(&app, bytes);
+    for text in ["#!/bin/sh\nexit 1\n", "garbage", "", "\x7fELF\x02\x01\x01"] {
+        replace_binary(&app, &app.setup.write("nonsense", text));
         let setup = &app.setup;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pmr"));
+        let mut command = Command::new(real());
         command.args(["upgrade", &setup.name]).env("PMR_RUNTIME_DIR", &setup.runtime);
         let done = setup.run(&mut command);
         assert_eq!(done.code, 1, "{}{}", done.out, done.err);
         assert!(done.err.contains("nothing was changed"), "{}", done.err);
     }
-    replace_binary(&app, &real());
+    replace_binary(&app, real());
     assert_eq!(app.status().0["supervisor_pid"], before.0["supervisor_pid"]);
     assert_unharmed(&mut app, load, &before);
 }
@@ -94,7 +91,7 @@ fn what_is_no_pmr_is_refused_and_nothing_changes() {
 #[test]
 fn a_binary_that_cannot_adopt_is_taken_back() {
     let (mut app, load, before) = started("taken-back");
-    replace_binary(&app, &real());
+    replace_binary(&app, real());
     // The app's directory is elsewhere, and a file in its place: the socket still answers, but no
     // new supervisor can adopt.
     let aside = app.setup.directory.join("aside");
