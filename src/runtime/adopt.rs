@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -20,7 +21,7 @@ use super::instances::{self, Instance, Level};
 use super::keeper_link::KeeperLink;
 use super::output::Output;
 use super::record::{self, Record, Remembered};
-use super::release::{Release, ReleaseError};
+use super::release::{self, Release, ReleaseError};
 use super::sockets::{LOCK, Sockets, declare_remains};
 use super::{Arguments, Runtime};
 use crate::control::own_directory;
@@ -35,9 +36,6 @@ const STATUS_FAILED: u8 = 1;
 
 /// The name under which the keeper holds the control socket.
 const CONTROL: &str = "control";
-
-/// How the names of the releases begin that the keeper holds.
-const RELEASE: &str = "release.";
 
 /// Why an app cannot be started.
 #[derive(Debug)]
@@ -142,19 +140,17 @@ struct Takeover<'a> {
 }
 
 /// Takes over from the keeper. `None` where the app cannot be started: the reason was printed, and
-/// the keeper told to end.
+/// the keeper told to end. One that was started before is never ended for such a reason: this
+/// supervisor fails, and the keeper tries another.
 pub(super) fn adopt() -> Result<Option<Runtime>, Error> {
     let mut keeper = KeeperLink::inherited()?;
     let HandOver { hello, children, fds } = handover::receive(&mut keeper)?;
-    let was_started = fds.keys().any(|name| name.starts_with(RELEASE));
+    let was_started = fds.keys().any(|name| name.starts_with(release::FD_NAME));
     let takeover = Takeover { keeper: &mut keeper, hello, children, fds, remarks: Vec::new() };
     match takeover.parts() {
         Ok(parts) => Runtime::new(keeper, parts).map(Some),
-        // What was started goes on: the keeper tries again, or takes an upgrade back.
-        Err(error) if was_started => {
-            let error = std::io::Error::other(error.to_string());
-            Err(Error::new("adopt", error))
-        }
+        Err(StartError::System(error)) if was_started => Err(error),
+        Err(error) if was_started => Err(Error::new("adopt", io::Error::other(error.to_string()))),
         Err(error) => {
             super::say_to_stderr(&error.to_string());
             keeper.say(&ToKeeper::Exit { code: error.status() }, &[])?;
@@ -166,7 +162,7 @@ pub(super) fn adopt() -> Result<Option<Runtime>, Error> {
 
 impl Takeover<'_> {
     fn parts(mut self) -> Result<Parts, StartError> {
-        let is_fresh = !self.fds.keys().any(|name| name.starts_with(RELEASE));
+        let is_fresh = !self.fds.keys().any(|name| name.starts_with(release::FD_NAME));
         let mut releases = self.sealed_releases();
         // A running app is never started again from files that may have changed since.
         if !is_fresh && releases.is_empty() {
@@ -229,7 +225,7 @@ impl Takeover<'_> {
     /// The releases that the keeper holds; one that cannot be read is a remark.
     fn sealed_releases(&mut self) -> BTreeMap<ReleaseId, Release> {
         let names: Vec<String> =
-            self.fds.keys().filter(|name| name.starts_with(RELEASE)).cloned().collect();
+            self.fds.keys().filter(|name| name.starts_with(release::FD_NAME)).cloned().collect();
         let mut releases = BTreeMap::new();
         for name in names {
             let Some(fd) = self.fds.remove(&name) else { continue };

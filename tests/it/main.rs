@@ -9,10 +9,26 @@
 #[cfg(test)]
 mod app;
 #[cfg(test)]
+mod bare;
+#[cfg(test)]
 mod basics;
 #[cfg(test)]
 mod failpoints;
 #[cfg(test)]
+mod foreground;
+#[cfg(test)]
 mod load;
 #[cfg(test)]
 mod procs;
+#[cfg(test)]
+mod reload;
+#[cfg(test)]
+mod rules;
+#[cfg(test)]
+mod stop;
+#[cfg(test)]
+mod story;
+#[cfg(test)]
+mod survive;
+#[cfg(test)]
+mod upgrade;
