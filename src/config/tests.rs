@@ -332,6 +332,13 @@ fn bad_values_are_named_with_what_was_expected() {
 }
 
 #[test]
+fn a_faulty_program_hides_no_other_problem() {
+    let found = findings("script = 5\nkill_timeout = 'soon'\n[health]\ninterval = 0\n");
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert!(found[1].starts_with("`kill_timeout` must be "), "{found:?}");
+}
+
+#[test]
 fn the_environment_has_a_bound() {
     let var = |n: usize| format!("V{n} = \"{}\"\n", "x".repeat(130_000));
     let env: String = (0..9).map(var).collect();
