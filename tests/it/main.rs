@@ -9,7 +9,15 @@
 #[cfg(test)]
 mod app;
 #[cfg(test)]
+mod bad_config;
+#[cfg(test)]
 mod basics;
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
+mod control;
+#[cfg(test)]
+mod import;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
