@@ -21,7 +21,7 @@ use super::keeper_link::KeeperLink;
 use super::output::Output;
 use super::record::{self, Record, Remembered};
 use super::release::{Release, ReleaseError};
-use super::spawn::Sockets;
+use super::spawn::{Sockets, notify_fits};
 use super::{Arguments, Runtime};
 use crate::control::own_directory;
 use crate::control::protocol::INTERFACE;
@@ -178,6 +178,10 @@ impl Takeover<'_> {
         std::fs::create_dir_all(&directory)
             .map_err(|error| Error::at("make the directory", &directory, error))?;
         self.lock(&directory.join(LOCK), name)?;
+        if !notify_fits(&directory) {
+            let path = directory.display();
+            self.remarks.push(format!("{path} is too long for a socket: no NOTIFY_SOCKET is set"));
+        }
         let level = Level::find(name, self.hello.keeper_pid);
         self.declare_remains(&directory, &level)?;
         let sockets = self.sockets(&releases, &newest)?;
@@ -249,7 +253,11 @@ impl Takeover<'_> {
         }
         match unix::lock_file(path, self.hello.keeper_pid) {
             Ok(fd) => Ok(self.store(LOCK.to_owned(), fd.as_fd())?),
-            Err(LockError::System(error)) => Err(error.into()),
+            Err(LockError::System(error)) => {
+                // Nothing is declared to the keeper yet. One that is not empty is another's.
+                super::never_mind(path.parent().map(std::fs::remove_dir).transpose());
+                Err(error.into())
+            }
             Err(LockError::Held { pid }) => Err(StartError::Running { app: app.to_owned(), pid }),
         }
     }
