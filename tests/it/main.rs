@@ -11,6 +11,8 @@ mod app;
 #[cfg(test)]
 mod bad_config;
 #[cfg(test)]
+mod bad_machine;
+#[cfg(test)]
 mod basics;
 #[cfg(test)]
 mod cli;
