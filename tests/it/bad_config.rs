@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::app::{Done, Setup, python};
 use crate::procs;
+use crate::shared::assert_has;
 
 /// What `check` and `run` both say of this file; `run` never gets as far as a runtime directory.
 fn refused(setup: &Setup, path: &str) -> String {
@@ -25,16 +26,10 @@ fn refused(setup: &Setup, path: &str) -> String {
 }
 
 /// What is said of a config with this text.
-fn refused_text(test: &str, text: impl AsRef<[u8]>) -> String {
+fn refused_text(test: &str, config: impl AsRef<[u8]>) -> String {
     let setup = Setup::new(test);
-    fs::write(setup.directory.join("web.toml"), text).unwrap();
+    fs::write(setup.directory.join("web.toml"), config).unwrap();
     refused(&setup, "web.toml")
-}
-
-fn assert_has(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "no {part:?} in\n{text}");
-    }
 }
 
 #[test]

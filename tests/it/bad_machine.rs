@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -12,15 +12,10 @@ use serde_json::Value;
 use crate::app::{App, Setup, State, demo, free_port, python};
 use crate::load::get;
 use crate::procs;
+use crate::shared::{assert_has, can_mount};
 
 /// An app that does nothing.
 const IDLE: &str = "command = [\"sleep\", \"100000\"]\n";
-
-fn assert_has(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "no {part:?} in\n{text}");
-    }
-}
 
 /// That an app which could not be started is gone without a trace.
 fn assert_no_trace(app: &App) {
@@ -64,17 +59,6 @@ fn a_second_supervisor_names_the_first_and_ends() {
     assert_eq!((after.pids(), after.word(0)), (before.pids(), "online"));
     assert_eq!(after.0["supervisor_pid"], before.0["supervisor_pid"]);
     assert_eq!(get(port, "/health").unwrap(), "ok\n");
-}
-
-/// Whether a directory can be mounted for one app alone.
-fn can_mount(test: &str) -> bool {
-    let mut probe = Command::new("unshare");
-    probe.args(["--mount", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]).stderr(Stdio::null());
-    let can = procs::is_root() && probe.status().is_ok_and(|status| status.success());
-    if !can {
-        procs::skip(test, "it takes root and a mount namespace");
-    }
-    can
 }
 
 /// An app whose runtime directory is made by a shell script, for it alone.
@@ -301,7 +285,7 @@ fn a_state_that_is_not_ours_is_replaced_by_what_the_keeper_knows() {
 fn a_state_that_is_gone_is_replaced_by_what_the_keeper_knows() {
     adopts_without_state("blank", "no state was written yet", |file, halves| {
         for half in halves {
-            file.write_all_at(&[0; 65_536], half).unwrap();
+            file.write_all_at(&[0; 16_384], half).unwrap();
         }
     });
 }

@@ -8,15 +8,10 @@ use rustix::process::Signal;
 use crate::app::{App, Setup, demo, free_port, python};
 use crate::load::get;
 use crate::procs::{self, PATIENCE_MS, wait_for};
+use crate::shared::assert_has;
 
 /// An app that does nothing.
 const IDLE: &str = "import signal\nsignal.pause()";
-
-fn assert_has(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "no {part:?} in\n{text}");
-    }
-}
 
 /// Runs `pmr VERB WORDS` and asserts its exit status. Returns what it said on stderr.
 fn fails(app: &App, code: i32, words: &[&str]) -> String {

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::app::{Done, Setup};
 use crate::procs;
+use crate::shared::assert_has;
 
 /// A directory with node on this machine, or a word why there is none.
 fn setup(test: &str) -> Option<Setup> {
@@ -43,12 +44,6 @@ fn files(setup: &Setup) -> Vec<String> {
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
-}
-
-fn assert_has(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "no {part:?} in\n{text}");
-    }
 }
 
 #[test]

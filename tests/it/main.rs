@@ -24,3 +24,5 @@ mod import;
 mod load;
 #[cfg(test)]
 mod procs;
+#[cfg(test)]
+mod shared;
