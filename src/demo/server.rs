@@ -33,6 +33,8 @@ const IDLE_TIMEOUT_MS: u16 = 15_000;
 /// How long, and for how much, a refused client is listened to until it has read its answer.
 const LINGER_TIMEOUT_MS: u16 = 1000;
 const LINGER_BYTES_MAX: usize = 1 << 20;
+/// How long a client that has connected may take to send its request when the server is to end.
+const LAST_REQUEST_TIMEOUT_MS: u16 = 1000;
 /// A client that takes its answer slower than this is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long requests in flight may take at the end: below the demo's `kill_timeout` of 3 s.
@@ -288,8 +290,11 @@ impl Connection {
     /// Answers requests until one of both has had enough. A client that goes away is no event.
     fn serve(self, mut stream: TcpStream) {
         let mut received = Vec::new();
+        let mut is_first = true;
         loop {
-            let Ok(Some(request)) = self.next_request(&mut stream, &mut received) else { return };
+            let next = self.next_request(&mut stream, &mut received, is_first);
+            let Ok(Some(request)) = next else { return };
+            is_first = false;
             let keep_alive = match request {
                 Ok(request) => self.answer(&mut stream, &request),
                 Err(Bad(why)) => self.refuse(&mut stream, why).map(|()| false),
@@ -318,13 +323,16 @@ impl Connection {
         Ok(())
     }
 
-    /// The next request, of which a part may stand in `received` already. `None` at the end.
+    /// The next request, of which a part may stand in `received` already. `None` at the end: a
+    /// request that has been sent, or begun, or that its client has connected for, is still taken.
     fn next_request(
         &self,
         stream: &mut TcpStream,
         received: &mut Vec<u8>,
+        is_first: bool,
     ) -> io::Result<Option<Result<Request, Bad>>> {
         loop {
+            let is_awaited = is_first || !received.is_empty();
             match parse(received) {
                 Ok(None) => {}
                 Ok(Some((request, length))) => {
@@ -335,6 +343,7 @@ impl Connection {
             }
             match self.0.wait(stream.as_fd(), IDLE_TIMEOUT_MS.into())? {
                 Woken::Ready => {}
+                Woken::Ending if is_readable(stream, is_awaited)? => {}
                 Woken::Ending | Woken::Idle => return Ok(None),
             }
             let mut piece = [0; HEAD_BYTES_MAX];
@@ -371,6 +380,13 @@ impl Connection {
         }
         sent.map(|()| keep_alive)
     }
+}
+
+/// Whether something can be read, now or within the time for a last request.
+fn is_readable(stream: &TcpStream, is_awaited: bool) -> io::Result<bool> {
+    let timeout = if is_awaited { LAST_REQUEST_TIMEOUT_MS } else { 0 };
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, timeout)? > 0)
 }
 
 /// A response with a text.

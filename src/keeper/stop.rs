@@ -209,12 +209,13 @@ pub(super) struct Removal {
 }
 
 impl Removal {
-    pub(super) fn perform(&self) {
+    /// First the groups of instances that no supervisor has cleared, for they are in the way.
+    pub(super) fn perform<'a>(&'a self, groups: impl Iterator<Item = &'a String>) {
         for file in &self.files {
             complain(file, fs::remove_file(file));
         }
         let deadline = clock::now().saturating_add(REMOVAL_MS);
-        for directory in &self.directories {
+        for directory in groups.chain(&self.directories) {
             while let Err(error) = fs::remove_dir(directory) {
                 let busy = error.kind() == io::ErrorKind::ResourceBusy;
                 if !busy || clock::now() >= deadline || !has_changed(Path::new(directory)) {

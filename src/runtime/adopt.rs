@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -20,7 +21,7 @@ use super::instances::{self, Instance, Level};
 use super::keeper_link::KeeperLink;
 use super::output::Output;
 use super::record::{self, Record, Remembered};
-use super::release::{Release, ReleaseError};
+use super::release::{self, Release, ReleaseError};
 use super::spawn::{Sockets, notify_fits};
 use super::{Arguments, Runtime};
 use crate::control::own_directory;
@@ -146,13 +147,17 @@ struct Takeover<'a> {
 }
 
 /// Takes over from the keeper. `None` where the app cannot be started: the reason was printed, and
-/// the keeper told to end.
+/// the keeper told to end. One that was started before is never ended for such a reason: this
+/// supervisor fails, and the keeper tries another.
 pub(super) fn adopt() -> Result<Option<Runtime>, Error> {
     let mut keeper = KeeperLink::inherited()?;
     let HandOver { hello, children, fds } = handover::receive(&mut keeper)?;
+    let was_started = fds.keys().any(|name| name.starts_with(release::FD_NAME));
     let takeover = Takeover { keeper: &mut keeper, hello, children, fds, remarks: Vec::new() };
     match takeover.parts() {
         Ok(parts) => Runtime::new(keeper, parts).map(Some),
+        Err(StartError::System(error)) if was_started => Err(error),
+        Err(error) if was_started => Err(Error::new("adopt", io::Error::other(error.to_string()))),
         Err(error) => {
             super::say_to_stderr(&error.to_string());
             keeper.say(&ToKeeper::Exit { code: error.status() }, &[])?;
@@ -224,7 +229,7 @@ impl Takeover<'_> {
     /// The releases that the keeper holds; one that cannot be read is a remark.
     fn sealed_releases(&mut self) -> BTreeMap<ReleaseId, Release> {
         let names: Vec<String> =
-            self.fds.keys().filter(|name| name.starts_with("release.")).cloned().collect();
+            self.fds.keys().filter(|name| name.starts_with(release::FD_NAME)).cloned().collect();
         let mut releases = BTreeMap::new();
         for name in names {
             let Some(fd) = self.fds.remove(&name) else { continue };

@@ -148,7 +148,7 @@ fn a_runtime_directory_may_have_a_path_too_long_for_a_socket() {
     assert_has(&app.setup.log(), &["NOTIFY_SOCKET", "too long"]);
     app.command("restart", &[]);
     assert_ne!(app.online(1).pids(), [pid]);
-    let dead = app.eventually("a supervisor", || app.kill_supervisor());
+    let dead = app.kill_supervisor();
     app.state("another supervisor", |state| state.0["supervisor_pid"] != dead);
     app.command("stop", &[]);
 }
@@ -256,7 +256,7 @@ fn adopts_without_state(test: &str, why: &str, spoil: impl Fn(&fs::File, [u64; 2
     assert!(procs::signal(after.pids()[1], Signal::KILL));
     let again = app
         .state("a restart", |state| state.number(1, "restarts") == 1 && state.word(1) == "online");
-    let dead = app.eventually("a supervisor", || app.kill_supervisor());
+    let dead = app.kill_supervisor();
     let last = app.state("a third supervisor", |state| state.0["supervisor_pid"] != dead);
     assert_eq!((last.pids(), last.number(1, "restarts")), (again.pids(), 1));
     assert_eq!(get(port, "/health").unwrap(), "ok\n");

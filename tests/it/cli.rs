@@ -205,7 +205,7 @@ fn output_can_be_read_and_followed() {
     get(port, "/log?lines=5").unwrap();
     let more = wait_for(PATIENCE_MS, || (seen() > 5).then_some(()));
     // It goes on over the death of the supervisor.
-    let dead = app.eventually("a supervisor", || app.kill_supervisor());
+    let dead = app.kill_supervisor();
     app.state("another supervisor", |state| state.0["supervisor_pid"] != dead);
     let after = wait_for(PATIENCE_MS, || {
         get(port, "/log?lines=5").unwrap();

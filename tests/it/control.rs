@@ -244,15 +244,22 @@ fn a_client_that_never_reads_loses_lines_and_slows_nobody() {
     }
 }
 
+/// A config in which a new instance is looked at for another time.
+fn stable_for(time: &str, config: &str) -> String {
+    let others = config.lines().filter(|line| !line.starts_with("stable_for"));
+    let own = format!("stable_for = \"{time}\"\n");
+    others.chain([own.as_str()]).collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn a_client_that_leaves_does_not_end_a_reload() {
     let port = free_port();
-    let config = format!("{}stable_for = \"300ms\"\n", demo(port, 2));
+    let config = stable_for("1s", &demo(port, 2));
     let app = Setup::new("leaves").config(&config).start();
     let before = app.online(2);
     let mut stream = connect(&app);
     stream.write_all(&request("Reload", &json!({}), false)).unwrap();
-    app.state("a reload", |state| state.0["roll"].is_object());
+    app.state("a reload", |state| state.0["roll"].is_object() || state.number(1, "release") == 2);
     drop(stream);
     let after = app.state("the end of the reload", |state| {
         (0..2).all(|slot| state.number(slot, "release") == 2 && state.word(slot) == "online")
@@ -263,19 +270,23 @@ fn a_client_that_leaves_does_not_end_a_reload() {
 }
 
 #[test]
-fn a_second_reload_is_refused_while_one_goes_on() {
+fn a_second_reload_is_refused_while_one_goes_on_and_a_stop_ends_it() {
     let port = free_port();
-    let config = format!("{}stable_for = \"1s\"\n", demo(port, 1));
-    let app = Setup::new("busy").config(&config).start();
-    app.online(1);
+    // So long that the first one is never done before the second is asked for.
+    let config = stable_for("1h", &demo(port, 1));
+    let mut app = Setup::new("busy").config(&config).start();
+    let pids = app.online(1).pids();
     assert_eq!(app.pmr(&["reload", &app.setup.name, "--no-wait"]).code, 0);
     app.state("a reload", |state| state.0["roll"].is_object());
-    let done = app.pmr(&["reload", &app.setup.name]);
-    assert_eq!(done.code, 1);
-    assert_has(&done.err, &["cannot reload", "a reload is running"]);
-    app.state("the end of the reload", |state| {
-        state.number(0, "release") == 2 && state.0["roll"].is_null()
-    });
+    for verb in ["reload", "restart"] {
+        let done = app.pmr(&[verb, &app.setup.name]);
+        assert_eq!(done.code, 1);
+        assert_has(&done.err, &["cannot ", "a reload is running"]);
+    }
+    assert!(procs::lives(pids[0]), "the old one serves all the while");
+    app.signal(Signal::TERM);
+    assert_eq!(app.wait(), 0, "{}", app.setup.log());
+    app.assert_nothing_left();
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn what_imports_passes_check() {
         "script: 'app.js', wait_ready: true, listen_timeout: 8000",
         "script: 'app.js', shutdown_with_message: true",
         "script: 'app.js', env: {A: 1, B: true, C: 'x\\ny', D: null}, env_production: {A: 2}",
-        "script: 'app.js', user: 'root', exp_backoff_restart_delay: 250",
+        "script: 'app.js', user: require('os').userInfo().username, exp_backoff_restart_delay: 250",
         "script: 'app.js', filter_env: true, source_map_support: true, vizion: false, pmx: 1",
         "script: 'app.js', execMode: 'cluster', maxRestarts: 3, killTimeout: 9",
     ]

@@ -13,11 +13,15 @@ mod bad_config;
 #[cfg(test)]
 mod bad_machine;
 #[cfg(test)]
+mod bare;
+#[cfg(test)]
 mod basics;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod control;
+#[cfg(test)]
+mod foreground;
 #[cfg(test)]
 mod import;
 #[cfg(test)]
@@ -25,4 +29,16 @@ mod load;
 #[cfg(test)]
 mod procs;
 #[cfg(test)]
+mod reload;
+#[cfg(test)]
+mod rules;
+#[cfg(test)]
 mod shared;
+#[cfg(test)]
+mod stop;
+#[cfg(test)]
+mod story;
+#[cfg(test)]
+mod survive;
+#[cfg(test)]
+mod upgrade;

@@ -1,7 +1,9 @@
 //! Processes of others, as /proc shows them, and the wait for a fact.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::event::Timespec;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -121,6 +123,17 @@ pub(crate) fn variable(pid: u32, name: &str) -> Option<String> {
     let value =
         bytes.split(|&byte| byte == 0).find_map(|one| one.strip_prefix(start.as_bytes()))?;
     Some(String::from_utf8_lossy(value).into_owned())
+}
+
+/// Copies a program by another process. A file that this one writes to may be open in a child that
+/// another test has just forked, and could not be executed as long (`ETXTBSY`).
+pub(crate) fn copy_program(from: &Path, to: &Path, mode: u32) {
+    let next = to.with_extension("next");
+    let copied = Command::new("cp").arg(from).arg(&next).status().unwrap();
+    assert!(copied.success(), "cp {} {}", from.display(), next.display());
+    fs::set_permissions(&next, fs::Permissions::from_mode(mode)).unwrap();
+    // The one that runs cannot be written to.
+    fs::rename(next, to).unwrap();
 }
 
 /// Where this process' own group of cgroup v2 is, if it has one.
