@@ -72,7 +72,7 @@ pub enum Error {
         /// What it may not contain.
         character: char,
     },
-    /// The slot is not there, as `describe` and `pid` see it.
+    /// The slot is not there, as the command itself sees it.
     NoSuchSlot {
         /// Of which app.
         app: String,
@@ -190,8 +190,8 @@ impl Error {
             Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
                 Some("a file that is there is never replaced; name another with -o".to_owned())
             }
-            Self::NoSuchSlot { .. }
-            | Self::Read { .. }
+            Self::NoSuchSlot { app, .. } => Some(slots_hint(app)),
+            Self::Read { .. }
             | Self::Connect { .. }
             | Self::Call { .. }
             | Self::Directory { .. }
@@ -207,9 +207,13 @@ impl Error {
 pub(super) const NOTHING_RUNS: &str =
     "`pmr run FILE` runs an app in the foreground, and `pmr demo` shows what that looks like";
 
+fn slots_hint(app: &str) -> String {
+    format!("`pmr status {app}` shows its slots")
+}
+
 fn fault_hint(app: &str, fault: &Fault) -> Option<String> {
     match fault.kind {
-        FaultKind::NoSuchSlot => Some(format!("`pmr status {app}` shows its slots")),
+        FaultKind::NoSuchSlot => Some(slots_hint(app)),
         FaultKind::Failed | FaultKind::RolledBack => {
             Some(format!("`pmr describe {app}` shows why, with the last lines of its output"))
         }

@@ -30,9 +30,16 @@ pub(super) fn run(
     wanted: Wanted,
     streams: &mut Streams<'_>,
 ) -> Result<(), Error> {
-    let App { client, directory, .. } = apps.one(name)?;
+    let App { mut client, directory, .. } = apps.one(name)?;
     let begin = |client: Client, lines| client.logs(wanted.slot, lines, wanted.follow, soon());
     let failed = || call_error(name, "read the output of");
+    if let Some(slot) = wanted.slot {
+        // A slot that is not there has no lines, and never will have: silence would not say so.
+        let state = client.list(soon()).map_err(failed())?;
+        if !state.instances.iter().any(|instance| instance.id == slot) {
+            return Err(Error::NoSuchSlot { app: name.to_owned(), slot });
+        }
+    }
     let mut stream = begin(client, wanted.lines).map_err(failed())?;
     loop {
         match copy(&mut stream, name, wanted.follow, streams)? {

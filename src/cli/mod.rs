@@ -141,7 +141,7 @@ fn perform(command: Command, apps: &Apps, streams: &mut Streams<'_>) -> Result<N
         Command::Env { name, slot } => env::run(apps, &name, slot, streams)?,
         Command::Upgrade { name, timeout } => upgrade::run(apps, &name, timeout, streams)?,
         Command::Completions { shell } => {
-            // Whoever reads it may stop early, which the generator takes for a bug.
+            // Not straight to the output: there a reader that goes away would be a panic.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "pmr", &mut script);
             streams.out.write_all(&script)?;

@@ -34,22 +34,18 @@ const INTERPRETERS: &[(&str, &str)] = &[
     ("pl", "perl"),
 ];
 
-/// Reads every key. `None` where there is nothing to run; otherwise a whole spec, in which a faulty
-/// key has its default.
-pub(super) fn spec(
-    source: &Source,
-    overlay: Option<&str>,
-    reader: &mut Reader<'_>,
-) -> Option<Spec> {
-    let program = program(reader);
+/// Reads every key. A faulty one has its default; where there is nothing to run, which is a problem
+/// too, the argument vector is empty.
+pub(super) fn spec(source: &Source, overlay: Option<&str>, reader: &mut Reader<'_>) -> Spec {
+    let program = program(reader).unwrap_or(Program { argv: Vec::new(), script: None });
     let cwd = absolute(&source.directory, reader.read("cwd", values::path).as_deref());
     let mut environment = environment(overlay, &cwd, reader);
     let instances = reader.read("instances", values::instances).unwrap_or(Instances::Count(1));
     let (exec_mode, listen) = addresses(instances, &mut environment, reader);
     let readiness_needs_address = listen.is_empty() && port(&environment).is_none();
-    let spec = Spec {
+    Spec {
         name: source.name.clone(),
-        program: program?,
+        program,
         cwd,
         identity: Identity {
             user: reader.read("user", values::account),
@@ -87,8 +83,7 @@ pub(super) fn spec(
         watch: watch(reader),
         alerts: alerts(reader),
         rolling: rolling(instances, reader),
-    };
-    Some(spec)
+    }
 }
 
 /// `path` below `directory`, without the `.` that mean nothing. A `..` stays: what it means is up

@@ -54,8 +54,8 @@ pub struct Checked {
 /// A config of which as much was understood as can be.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Examined {
-    /// What the app asks for; a faulty key has its default. `None` where the text is no TOML, or
-    /// where there is nothing to run.
+    /// What the app asks for; a faulty key has its default, and a faulty program no arguments.
+    /// `None` where the text is no TOML.
     pub spec: Option<Spec>,
     /// Problems and notes, unsorted.
     pub findings: Vec<Problem>,
@@ -80,12 +80,10 @@ pub fn examine(source: &Source, overlay: Option<&str>) -> Examined {
         keys::check_keys(table.get_ref(), &mut reader);
         let spec = check::spec(source, overlay, &mut reader);
         keys::note_no_effect(&mut reader);
-        if let Some(spec) = &spec {
-            keys::note_shared_port(spec.exec_mode, &mut reader);
-        }
+        keys::note_shared_port(spec.exec_mode, &mut reader);
         let (findings, places, faulty) = reader.finish();
         if syntax.problems.is_empty() {
-            return Examined { spec, findings, places, faulty };
+            return Examined { spec: Some(spec), findings, places, faulty };
         }
         let findings = syntax.join(&source.text, findings);
         return Examined { spec: None, findings, places, faulty };

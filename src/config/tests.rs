@@ -347,6 +347,13 @@ fn who_shares_a_port_is_told_how() {
 }
 
 #[test]
+fn a_faulty_program_hides_no_other_problem() {
+    let found = findings("script = 5\nkill_timeout = 'soon'\n[health]\ninterval = 0\n");
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert!(found[1].starts_with("`kill_timeout` must be "), "{found:?}");
+}
+
+#[test]
 fn the_environment_has_a_bound() {
     let var = |n: usize| format!("V{n} = \"{}\"\n", "x".repeat(130_000));
     let env: String = (0..9).map(var).collect();

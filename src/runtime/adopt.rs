@@ -23,6 +23,7 @@ use super::output::Output;
 use super::record::{self, Record, Remembered};
 use super::release::{self, Release, ReleaseError};
 use super::sockets::{LOCK, Sockets, declare_remains};
+use super::spawn::notify_fits;
 use super::{Arguments, Runtime};
 use crate::control::own_directory;
 use crate::control::protocol::INTERFACE;
@@ -180,6 +181,10 @@ impl Takeover<'_> {
         std::fs::create_dir_all(&directory)
             .map_err(|error| Error::at("make the directory", &directory, error))?;
         self.lock(&directory.join(LOCK), name)?;
+        if !notify_fits(&directory) {
+            let path = directory.display();
+            self.remarks.push(format!("{path} is too long for a socket: no NOTIFY_SOCKET is set"));
+        }
         let level = Level::find(name, self.hello.keeper_pid);
         // Before anything else is made, and again with what was.
         let config = Some(newest.config.as_path());
@@ -254,7 +259,11 @@ impl Takeover<'_> {
         }
         match unix::lock_file(path, self.hello.keeper_pid) {
             Ok(fd) => Ok(self.store(LOCK.to_owned(), fd.as_fd())?),
-            Err(LockError::System(error)) => Err(error.into()),
+            Err(LockError::System(error)) => {
+                // Nothing is declared to the keeper yet. One that is not empty is another's.
+                super::never_mind(path.parent().map(std::fs::remove_dir).transpose());
+                Err(error.into())
+            }
             Err(LockError::Held { pid }) => Err(StartError::Running { app: app.to_owned(), pid }),
         }
     }

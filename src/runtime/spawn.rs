@@ -3,7 +3,7 @@
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::pipe::PipeFlags;
 
@@ -19,6 +19,17 @@ use super::release::Release;
 
 /// OOM score of an app where pmr's own is below it: systemd's default for a service.
 const OOM_SCORE_ADJ: i16 = 0;
+
+/// Longest path of a socket that a program can name: `sun_path` of unix(7), without the zero at its
+/// end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Whether a program can name the notify sockets in this directory. pmr itself reaches them however
+/// long their path is.
+pub(super) fn notify_fits(directory: &Path) -> bool {
+    // Generations have seven digits at most, so that all of an app's are treated alike.
+    directory.join("notify.1234567").as_os_str().len() <= SOCKET_PATH_BYTES_MAX
+}
 
 /// The fds made for one instance before it is spawned.
 struct Prepared {
@@ -205,7 +216,9 @@ fn environment(
     set(&rules.instance_var, slot.to_string().into());
     set("PMR_APP", release.spec.name.as_str().into());
     set("PMR_INSTANCE", slot.to_string().into());
-    if let Some((_, path)) = &prepared.notify {
+    if let Some((_, path)) = &prepared.notify
+        && path.parent().is_some_and(notify_fits)
+    {
         set("NOTIFY_SOCKET", path.clone().into());
     }
     if sockets > 0 {

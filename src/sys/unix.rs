@@ -226,8 +226,13 @@ pub fn lock_file(path: &Path, holder: u32) -> std::result::Result<OwnedFd, LockE
             Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
             _ => continue,
         }
-        file.set_len(0).map_err(failed)?;
-        file.write_all_at(format!("{holder}\n").as_bytes(), 0).map_err(failed)?;
+        let text = format!("{holder}\n");
+        let written = file.set_len(0).and_then(|()| file.write_all_at(text.as_bytes(), 0));
+        if let Err(error) = written {
+            // The disk is full: nothing of it is to stay there.
+            fs::remove_file(path).unwrap_or_default();
+            return Err(failed(error));
+        }
         return Ok(file.into());
     }
 }

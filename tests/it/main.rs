@@ -9,13 +9,23 @@
 #[cfg(test)]
 mod app;
 #[cfg(test)]
+mod bad_config;
+#[cfg(test)]
+mod bad_machine;
+#[cfg(test)]
 mod bare;
 #[cfg(test)]
 mod basics;
 #[cfg(test)]
+mod cli;
+#[cfg(test)]
+mod control;
+#[cfg(test)]
 mod failpoints;
 #[cfg(test)]
 mod foreground;
+#[cfg(test)]
+mod import;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
@@ -24,6 +34,8 @@ mod procs;
 mod reload;
 #[cfg(test)]
 mod rules;
+#[cfg(test)]
+mod shared;
 #[cfg(test)]
 mod stop;
 #[cfg(test)]
