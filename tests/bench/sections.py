@@ -159,8 +159,9 @@ class Bench:
                 daemon = self.pm2.daemon(f"nap{count}")
                 daemon.start(nap("nap", count))
                 theirs[count] = daemon
-        time.sleep(self.count(30, 8))
-        seconds = self.count(40, 12)
+        time.sleep(self.count(30, 5))
+        # PM2 looks at its apps every 30 s.
+        seconds = self.count(60, 30)
         pids = {("pmr", count): app.processes() for count, app in ours.items()}
         pids |= {("pm2", count): [daemon.pid] for count, daemon in theirs.items()}
         before = {key: (wakeups(value), cpu_ms(value)) for key, value in pids.items()}
