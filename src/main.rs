@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::{Ipv6Addr, TcpListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use pmr::cli::{self, Next, Streams, check, import, init};
 use pmr::control::own_directory;
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().skip(1).map_while(|word| word.to_str()).collect();
     let code = match words.as_slice() {
         ["supervise"] => runtime::run(),
+        ["keeper", "--foreground", arguments @ ..] => keep(arguments),
         ["keeper", "--resume", fd] => keeper::resume(fd.parse().unwrap_or(-1)),
         ["preflight", keeper] => runtime::preflight(keeper.parse().unwrap_or_default()),
         ["demo-backend"] => demo::serve(),
@@ -30,7 +32,7 @@ fn command(args: Vec<OsString>) -> u8 {
     let next = cli::run(args, &mut streams);
     let result = match next {
         Next::Done(code) => return code,
-        Next::Supervise { config, overlay } => return supervise(&config, overlay, streams),
+        Next::Supervise { config, overlay } => return run(&config, overlay, streams),
         Next::Demo { port, instances } => return run_demo(port, instances, streams),
         Next::Check { files, json } => check::run(&files, json, &mut streams),
         Next::Init { name, output } => init::run(name.as_ref(), output.as_deref(), &mut streams)
@@ -42,31 +44,49 @@ fn command(args: Vec<OsString>) -> u8 {
     cli::finish(result, &mut streams)
 }
 
-/// `pmr run`: the config is looked at first, so that its problems are all that is printed.
-fn supervise(config: &Path, overlay: Option<String>, mut streams: Streams<'static>) -> u8 {
+/// `pmr run`: the keeper lives long and needs nothing of what has read the command line and the
+/// config: it begins afresh, with the memory of a process that never did.
+fn run(config: &Path, overlay: Option<String>, streams: Streams<'static>) -> u8 {
+    match checked(config, overlay, streams) {
+        Err(code) => code,
+        Ok(words) => {
+            let mut keeper = Command::new("/proc/self/exe");
+            // It returns where it cannot be done: without /proc it is this process, then.
+            drop(keeper.arg0("pmr").args(["keeper", "--foreground"]).args(&words).exec());
+            keep(&words)
+        }
+    }
+}
+
+/// Becomes the keeper of an app in the foreground.
+fn keep<T: AsRef<str>>(arguments: &[T]) -> u8 {
+    let arguments = arguments.iter().map(|word| word.as_ref().to_owned()).collect();
+    keeper::run(keeper::Options { arguments, foreground: true })
+}
+
+/// What the keeper is told. The config is looked at first, so that its problems are all that is
+/// printed; then there is nothing more to do than to exit.
+fn checked(
+    config: &Path,
+    overlay: Option<String>,
+    mut streams: Streams<'static>,
+) -> Result<Vec<String>, u8> {
     let config = match std::path::absolute(config) {
         Ok(config) if config.to_str().is_some() => config,
         Ok(path) => {
             let source = std::io::Error::other("a path to a config must be UTF-8");
-            return cli::finish(Err(cli::Error::Read { path, source }), &mut streams);
+            return Err(cli::finish(Err(cli::Error::Read { path, source }), &mut streams));
         }
         Err(source) => {
             let path = config.to_owned();
-            return cli::finish(Err(cli::Error::Read { path, source }), &mut streams);
+            return Err(cli::finish(Err(cli::Error::Read { path, source }), &mut streams));
         }
     };
     match check::before_run(&config, overlay.as_deref(), &mut streams) {
-        Ok(Some(_)) => {}
-        Ok(None) => return check::STATUS_CONFIG,
-        Err(error) => return cli::finish(Err(error), &mut streams),
+        Ok(Some(_)) => Ok(runtime::Arguments { config, overlay }.to_words()),
+        Ok(None) => Err(check::STATUS_CONFIG),
+        Err(error) => Err(cli::finish(Err(error), &mut streams)),
     }
-    drop(streams);
-    keep(config, overlay)
-}
-
-fn keep(config: PathBuf, overlay: Option<String>) -> u8 {
-    let arguments = runtime::Arguments { config, overlay }.to_words();
-    keeper::run(keeper::Options { arguments, foreground: true })
 }
 
 /// `pmr demo`: the built-in backend under the real supervisor.
@@ -93,7 +113,7 @@ fn run_demo(port: u16, instances: u16, mut streams: Streams<'static>) -> u8 {
     let code = match prepared {
         Ok(()) => {
             drop(streams);
-            keep(config, None)
+            keep(&runtime::Arguments { config, overlay: None }.to_words())
         }
         Err(error) => cli::finish(Err(error.into()), &mut streams),
     };

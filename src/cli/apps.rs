@@ -69,6 +69,16 @@ impl Apps {
     /// Those that any of the targets means, in order of their names; each target must mean one.
     /// Beside them: what went wrong with those that cannot be connected to.
     pub(super) fn find(&self, targets: &[Target]) -> Result<Found, Error> {
+        self.find_and(targets, |_| ())
+    }
+
+    /// The same for [`states`]: each is asked at once, so that all work on it at the same time.
+    pub(super) fn find_for_states(&self, targets: &[Target]) -> Result<Found, Error> {
+        // What goes wrong shows when the answer is waited for.
+        self.find_and(targets, |client| client.ask_to_list(soon()).unwrap_or_default())
+    }
+
+    fn find_and(&self, targets: &[Target], greet: impl Fn(&mut Client)) -> Result<Found, Error> {
         let places = places(&self.directories)
             .map_err(|(path, source)| Error::Directory { path, source })?;
         let mut found = Found::default();
@@ -84,11 +94,11 @@ impl Apps {
                 Err(source) if is_meant => {
                     found.errors.push(Error::Connect { app: place.name.clone(), source });
                 }
-                Ok(client) if is_meant => found.apps.push(App {
-                    name: place.name.clone(),
-                    directory: place.directory,
-                    client,
-                }),
+                Ok(mut client) if is_meant => {
+                    greet(&mut client);
+                    let (name, directory) = (place.name.clone(), place.directory);
+                    found.apps.push(App { name, directory, client });
+                }
                 Ok(_) | Err(_) => {}
             }
             names.insert(place.name);
@@ -115,12 +125,13 @@ impl Apps {
     }
 }
 
-/// Asks every app for its state: what was answered, and what went wrong with the others.
+/// The state of every app that [`Apps::find_for_states`] asked: what was answered, and what went
+/// wrong with the others.
 pub(super) fn states(found: Found) -> (Vec<AppState>, Vec<Error>) {
     let Found { apps, mut errors } = found;
     let mut states = Vec::new();
     for mut app in apps {
-        match app.client.list(soon()) {
+        match app.client.listed(soon()) {
             Ok(state) => states.push(state),
             Err(source) => errors.push(call_error(&app.name, "show")(source)),
         }

@@ -2,13 +2,15 @@
 
 use super::apps::{Apps, Found, Streams, join, states};
 use super::error::Error;
+use super::target::Target;
 
 pub(super) fn run(
     apps: &Apps,
     target: Option<&str>,
     streams: &mut Streams<'_>,
 ) -> Result<(), Error> {
-    let found = match (target, apps.find_text(target.unwrap_or("all"))) {
+    let meant = Target::new(target.unwrap_or("all"))?;
+    let found = match (target, apps.find_for_states(&[meant])) {
         (None, Err(Error::NothingRuns)) => Found::default(),
         (_, found) => found?,
     };

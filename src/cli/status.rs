@@ -23,8 +23,8 @@ pub(super) fn run(
 ) -> Result<(), Error> {
     let targets = targets.iter().map(|it| Target::new(it)).collect::<Result<Vec<_>, _>>()?;
     let chosen = match targets.as_slice() {
-        [] => apps.find(&[Target::All]),
-        some => apps.find(some),
+        [] => apps.find_for_states(&[Target::All]),
+        some => apps.find_for_states(some),
     };
     let chosen = match chosen {
         Err(Error::NothingRuns) => apps::Found::default(),

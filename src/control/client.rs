@@ -183,14 +183,26 @@ impl Client {
         Ok(self.receive(deadline)?.parameters)
     }
 
-    /// The app as `List` shows it.
-    pub fn list(&mut self, deadline: Deadline) -> Result<AppState, CallError> {
+    /// Asks for the app as `List` shows it, without waiting: several apps can be asked before the
+    /// first answer is read by [`Client::listed`].
+    pub fn ask_to_list(&mut self, deadline: Deadline) -> Result<(), CallError> {
+        self.send("List", &json!({}), false, deadline)
+    }
+
+    /// The answer to [`Client::ask_to_list`].
+    pub fn listed(&mut self, deadline: Deadline) -> Result<AppState, CallError> {
         #[derive(Deserialize)]
         struct Answer {
             apps: Vec<AppState>,
         }
-        let answer: Answer = read(self.call("List", &json!({}), deadline)?)?;
+        let answer: Answer = read(self.receive(deadline)?.parameters)?;
         answer.apps.into_iter().next().ok_or(CallError::Garbled)
+    }
+
+    /// The app as `List` shows it.
+    pub fn list(&mut self, deadline: Deadline) -> Result<AppState, CallError> {
+        self.ask_to_list(deadline)?;
+        self.listed(deadline)
     }
 
     /// The app as `Describe` shows it.

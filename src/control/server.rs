@@ -18,6 +18,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::protocol::{AppEvent, AppState, Fault, FaultKind, INTERFACE, LogLine, VERSION};
@@ -262,6 +263,30 @@ enum End {
     Closed,
 }
 
+/// The answer to `List` and `Describe`, worded without a tree of values in between: it is the one
+/// that is asked for all the time.
+fn encode_app(app: &AppState, described: bool) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Answer<T> {
+        parameters: T,
+    }
+    #[derive(Serialize)]
+    struct Listed<'a> {
+        version: u32,
+        apps: [&'a AppState; 1],
+    }
+    #[derive(Serialize)]
+    struct Described<'a> {
+        version: u32,
+        app: &'a AppState,
+    }
+    if described {
+        encode(&Answer { parameters: Described { version: VERSION, app } })
+    } else {
+        encode(&Answer { parameters: Listed { version: VERSION, apps: [app] } })
+    }
+}
+
 impl Connection {
     /// A peer that was accepted at `now_ms`, with the rights it has on an app of `app_uid`.
     pub fn new(peer: Peer, groups: &GroupIds, app_uid: u32, now_ms: u64) -> Self {
@@ -367,8 +392,13 @@ impl Connection {
                 return self.reply_part(now_ms, json!({ "lines": lines }));
             }
             Reply::Lines(lines) => success(json!({ "lines": lines, "lost": 0 })),
-            Reply::App(app) if described => success(json!({ "version": VERSION, "app": app })),
-            Reply::App(app) => success(json!({ "version": VERSION, "apps": [app] })),
+            Reply::App(app) => {
+                self.close_call();
+                if !oneway {
+                    self.send_bytes(now_ms, &encode_app(&app, described));
+                }
+                return self.close_when_done();
+            }
             Reply::Environment(variables) => success(json!({ "variables": variables })),
             Reply::Outcome(outcome) => match Fault::from_outcome(outcome, reload) {
                 Ok(changed) => success(json!({ "changed": changed })),
@@ -376,12 +406,16 @@ impl Connection {
             },
             Reply::Fault(fault) => fault_answer(&fault),
         };
-        self.in_flight = None;
-        self.lost = 0;
+        self.close_call();
         if !oneway {
             self.send(now_ms, &answer);
         }
         self.close_when_done();
+    }
+
+    fn close_call(&mut self) {
+        self.in_flight = None;
+        self.lost = 0;
     }
 
     /// One part of a stream. Of a peer that does not keep up, parts are dropped and counted.
@@ -399,14 +433,17 @@ impl Connection {
     }
 
     fn send(&mut self, now_ms: u64, answer: &Answer) {
-        let bytes = encode(answer);
+        self.send_bytes(now_ms, &encode(answer));
+    }
+
+    fn send_bytes(&mut self, now_ms: u64, bytes: &[u8]) {
         // One answer always fits; several only if the peer reads.
         let waiting = self.output.len();
         if waiting > 0 && waiting.saturating_add(bytes.len()) > OUTPUT_BYTES_MAX {
             self.end = End::Closed;
             return;
         }
-        self.queue(now_ms, &bytes);
+        self.queue(now_ms, bytes);
     }
 
     fn queue(&mut self, now_ms: u64, bytes: &[u8]) {

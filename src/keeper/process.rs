@@ -17,6 +17,7 @@ use super::stop::{Phase, Removal, Stop};
 use super::table::{Deaths, Outgoing, Table, Violation};
 use super::{Options, Program};
 use crate::sys::link::{self, Link, Received};
+use crate::sys::memory;
 use crate::sys::parent::{self, Ending, Reaped};
 use crate::sys::poll::{self, Interest, Poll};
 use crate::sys::signal::{self, Signals};
@@ -342,6 +343,8 @@ impl Keeper {
             ToKeeper::Adopted => {
                 self.deaths.since_adopted = 0;
                 self.previous = None;
+                // What follows is mostly sleep. What cannot be given back stays.
+                memory::give_back().unwrap_or_default();
             }
             ToKeeper::Store { name, generation } => {
                 let [fd] = exactly(fds)?;

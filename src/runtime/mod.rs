@@ -34,7 +34,7 @@ use crate::keeper::protocol::{Hello, ToKeeper};
 use crate::policy::{Action, Event, Generation, Moment, Policy, ReleaseId, SlotId};
 use crate::sys::poll::{Interest, Poll};
 use crate::sys::spawn::Spawner;
-use crate::sys::{Error, clock, parent};
+use crate::sys::{Error, clock, memory, parent};
 
 use adopt::Parts;
 use clear::Remains;
@@ -209,6 +209,8 @@ impl Runtime {
         self.announce_level();
         self.turn();
         self.say(&ToKeeper::Adopted);
+        // What follows is mostly sleep.
+        never_mind(memory::give_back());
         let mut ready = Vec::new();
         loop {
             if let Some(error) = self.broken.take() {

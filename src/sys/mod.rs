@@ -10,6 +10,7 @@ pub mod clock;
 pub mod identity;
 pub mod link;
 pub mod listen;
+pub mod memory;
 pub mod parent;
 pub mod poll;
 pub mod process;

@@ -14,6 +14,9 @@ mod sockets;
 /// Longest command line that is shown, in bytes.
 const COMMAND_BYTES_MAX: u64 = 4096;
 
+/// More than `stat` (52 numbers of at most 20 digits and a name), `statm` and `smaps_rollup` have.
+const RECORD_BYTES_MAX: usize = 2048;
+
 /// Most links of fds that are read to find the holder of a port: some 100 ms of work.
 const LINKS_MAX: usize = 100_000;
 
@@ -81,7 +84,7 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
 /// The `stat` of a process; `ENOENT` or `ESRCH` where it is gone.
 pub fn stat(pid: u32) -> Result<Stat> {
     let path = format!("/proc/{pid}/stat");
-    let bytes = std::fs::read(&path).map_err(|error| Error::at("read", &path, error))?;
+    let bytes = read_record(&path).map_err(|error| Error::at("read", &path, error))?;
     parse_stat(&bytes).ok_or_else(|| Error::at("understand", path, std::io::ErrorKind::InvalidData))
 }
 
@@ -106,13 +109,23 @@ pub fn sample(pids: &[u32]) -> Usage {
 }
 
 fn memory_bytes(pid: u32) -> (u64, bool) {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
-    if let Some(bytes) = rollup.ok().and_then(|text| parse_pss(&text)) {
+    let rollup = read_record(&format!("/proc/{pid}/smaps_rollup"));
+    if let Some(bytes) = rollup.ok().and_then(|text| parse_pss(&String::from_utf8_lossy(&text))) {
         return (bytes, false);
     }
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages = parse_resident_pages(&statm).unwrap_or_default();
+    let statm = read_record(&format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = parse_resident_pages(&String::from_utf8_lossy(&statm)).unwrap_or_default();
     (pages.saturating_mul(page_bytes()), true)
+}
+
+/// Reads a file that the kernel writes in one piece, of at most [`RECORD_BYTES_MAX`]. It says no
+/// size for one, and `std::fs::read` would begin with 32 bytes and need seven calls.
+fn read_record(path: &str) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = vec![0; RECORD_BYTES_MAX];
+    let count = std::fs::File::open(path)?.read(&mut bytes)?;
+    bytes.truncate(count);
+    Ok(bytes)
 }
 
 fn parse_pss(text: &str) -> Option<u64> {

@@ -84,6 +84,8 @@ impl From<Error> for StateError {
 #[derive(Debug)]
 pub struct StateFile {
     file: File,
+    /// The newest whole half and its sequence, once known: there is one writer at a time.
+    newest: Option<(usize, u64)>,
 }
 
 /// What stands in one half.
@@ -99,7 +101,7 @@ impl StateFile {
         let fd = memfd(name)?;
         rustix::fs::ftruncate(&fd, FILE_BYTES).map_err(|e| Error::new("size the state file", e))?;
         seal(&fd, STATE_SEALS)?;
-        Ok(Self { file: fd.into() })
+        Ok(Self { file: fd.into(), newest: None })
     }
 
     /// One that was handed over.
@@ -113,7 +115,7 @@ impl StateFile {
         {
             return Err(StateError::NotOurs);
         }
-        Ok(Self { file: fd.into() })
+        Ok(Self { file: fd.into(), newest: None })
     }
 
     /// Another fd of the same file.
@@ -128,14 +130,20 @@ impl StateFile {
             Ok(length) if payload.len() <= PAYLOAD_BYTES_MAX => length,
             _ => return Err(StateError::TooLarge),
         };
-        let (newest, sequence) = self.newest()?.map_or((1, 0), |(i, stored)| (i, stored.sequence));
-        let offset = if newest == 0 { OFFSETS[1] } else { OFFSETS[0] };
-        let header = header(version, sequence.saturating_add(1), length, payload);
+        let (newest, sequence) = match self.newest {
+            Some(known) => known,
+            None => self.newest()?.map_or((1, 0), |(i, stored)| (i, stored.sequence)),
+        };
+        let (half, offset) = if newest == 0 { (1, OFFSETS[1]) } else { (0, OFFSETS[0]) };
+        let sequence = sequence.saturating_add(1);
+        let header = header(version, sequence, length, payload);
         let behind = offset.saturating_add(u64::try_from(HEADER_BYTES).unwrap_or_default());
         self.file
             .write_all_at(payload, behind)
             .and_then(|()| self.file.write_all_at(&header, offset))
-            .map_err(|e| Error::new("write the state", e).into())
+            .map_err(|e| Error::new("write the state", e))?;
+        self.newest = Some((half, sequence));
+        Ok(())
     }
 
     /// The state that was written last.
