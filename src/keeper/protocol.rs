@@ -19,19 +19,33 @@
 //! writes the byte that lets it go on. A supervisor that dies before `Born` is in the socket closes
 //! the pipe, the child sees the end of file and exits: what is not in the keeper's table never ran.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+pub use crate::sys::link::{FDS_MAX, PACKET_BYTES_MAX};
 
 /// Version of this protocol; one that the other end does not know ends in a reduced adopt.
 pub const VERSION: u32 = 1;
 
-/// Most bytes of a packet, both ways.
-pub const PACKET_BYTES_MAX: usize = 64 * 1024;
-
-/// Most file descriptors beside a packet.
-pub const FDS_MAX: usize = 8;
-
 /// The supervisor's end of the link, as the keeper starts it.
 pub const LINK_FD: i32 = 3;
+
+/// Name of the stored fd that holds the state. After three deaths it is kept as [`STATE_BAD`].
+pub const STATE: &str = "state";
+
+/// Name under which a state that killed three supervisors is kept for the report.
+pub const STATE_BAD: &str = "state.bad";
+
+/// The bytes of a packet.
+pub fn encode<T: Serialize>(packet: &T) -> Vec<u8> {
+    // None of the types here can fail to be written; an empty packet is refused by the link.
+    serde_json::to_vec(packet).unwrap_or_default()
+}
+
+/// The packet that these bytes are. One of an unknown type is `Unknown`, and to be skipped.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(bytes)
+}
 
 /// What the keeper says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +78,9 @@ pub enum ToSupervisor {
     },
     /// Somebody asked for a reload (SIGHUP).
     Reload,
+    /// Of a type that this version does not know: skipped.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a supervisor needs to know at its start.
@@ -92,6 +109,10 @@ pub struct Hello {
     pub heartbeat_ms: u64,
     /// How the last upgrade went, where there was one.
     pub upgrade: Option<UpgradeOutcome>,
+    /// Soft and hard limit on open files that pmr was started with, and its instances get; its own
+    /// is raised.
+    #[serde(default)]
+    pub file_limit: Option<(u64, u64)>,
 }
 
 /// How an upgrade went.
@@ -188,7 +209,7 @@ pub enum ToKeeper {
     Remove {
         /// Unlinked first.
         files: Vec<String>,
-        /// Removed after them, in this order, where they are empty.
+        /// Removed after them, in this order, with the groups and sockets in them, where nothing else is.
         directories: Vec<String>,
     },
     /// One assignment for the service manager (`READY=1`, `STATUS=…`); dropped where there is none.
@@ -206,4 +227,118 @@ pub enum ToKeeper {
         /// The exit status of the service.
         code: u8,
     },
+    /// Of a type that this version does not know: skipped.
+    #[serde(other)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn will() -> impl Strategy<Value = Will> {
+        (proptest::option::of(".{0,20}"), any::<i32>(), any::<u64>())
+            .prop_map(|(cgroup, signal, timeout_ms)| Will { cgroup, signal, timeout_ms })
+    }
+
+    fn child() -> impl Strategy<Value = Child> {
+        (any::<u16>(), any::<u64>(), any::<u64>(), any::<u32>(), will()).prop_map(
+            |(slot, generation, release, pid, will)| Child { slot, generation, release, pid, will },
+        )
+    }
+
+    fn exited() -> impl Strategy<Value = Exited> {
+        let number = proptest::option::of(any::<i32>());
+        (any::<u64>(), number.clone(), number, any::<bool>(), any::<u64>()).prop_map(
+            |(generation, code, signal, core, at_ms)| Exited {
+                generation,
+                code,
+                signal,
+                core,
+                at_ms,
+            },
+        )
+    }
+
+    fn to_keeper() -> impl Strategy<Value = ToKeeper> {
+        prop_oneof![
+            Just(ToKeeper::Heartbeat),
+            Just(ToKeeper::Adopted),
+            (".{0,20}", proptest::option::of(any::<u64>()))
+                .prop_map(|(name, generation)| ToKeeper::Store { name, generation }),
+            ".{0,20}".prop_map(|name| ToKeeper::Drop { name }),
+            child().prop_map(|child| ToKeeper::Born { child }),
+            (any::<u64>(), will())
+                .prop_map(|(generation, will)| ToKeeper::Will { generation, will }),
+            any::<u64>().prop_map(|generation| ToKeeper::Ack { generation }),
+            proptest::collection::vec(".{0,9}", 0..3)
+                .prop_map(|files| ToKeeper::Remove { directories: files.clone(), files }),
+            ".{0,40}".prop_map(|state| ToKeeper::Notify { state }),
+            ".{0,40}".prop_map(|path| ToKeeper::Upgrade { path }),
+            any::<u8>().prop_map(|code| ToKeeper::Exit { code }),
+        ]
+    }
+
+    fn to_supervisor() -> impl Strategy<Value = ToSupervisor> {
+        prop_oneof![
+            Just(ToSupervisor::Begin),
+            Just(ToSupervisor::Reload),
+            any::<bool>().prop_map(|now| ToSupervisor::Stop { now }),
+            exited().prop_map(ToSupervisor::Exited),
+            (child(), proptest::option::of(exited()))
+                .prop_map(|(child, exited)| ToSupervisor::Child { child, exited }),
+            (".{0,20}", proptest::option::of(any::<u64>()))
+                .prop_map(|(name, generation)| ToSupervisor::Fd { name, generation }),
+        ]
+    }
+
+    #[test]
+    fn a_packet_of_another_version_is_understood_or_skipped() {
+        let decoded: ToKeeper = decode(br#"{"type":"teleport","to":[1,{"a":2}]}"#).unwrap();
+        assert_eq!(decoded, ToKeeper::Unknown);
+        let decoded: ToKeeper = decode(br#"{"type":"heartbeat","mood":"fine"}"#).unwrap();
+        assert_eq!(decoded, ToKeeper::Heartbeat);
+        let decoded: ToSupervisor = decode(br#"{"type":"sing"}"#).unwrap();
+        assert_eq!(decoded, ToSupervisor::Unknown);
+        let old = br#"{"type":"exited","generation":1,"code":0,"signal":null,"at_ms":5}"#;
+        let ToSupervisor::Exited(exited) = decode(old).unwrap() else { panic!("not an exit") };
+        assert!(!exited.core);
+        for garbage in [&b""[..], b"{}", b"[]", b"null", b"{\"type\":\"ack\"}", b"\xff"] {
+            assert!(decode::<ToKeeper>(garbage).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_said_is_what_is_heard(keeper in to_supervisor(), supervisor in to_keeper()) {
+            prop_assert_eq!(&decode::<ToSupervisor>(&encode(&keeper)).unwrap(), &keeper);
+            prop_assert_eq!(&decode::<ToKeeper>(&encode(&supervisor)).unwrap(), &supervisor);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            // JSON is text with a shape; random bytes are neither.
+            prop_assert!(decode::<ToKeeper>(&bytes).is_err());
+            prop_assert!(decode::<ToSupervisor>(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_mutated_packet_is_a_packet_or_an_error(
+            packet in to_keeper(),
+            at in any::<proptest::sample::Index>(),
+            byte in any::<u8>(),
+            cut in any::<bool>(),
+        ) {
+            let mut bytes = encode(&packet);
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] = byte }
+            if let Ok(decoded) = decode::<ToKeeper>(&bytes) {
+                // Whatever it became, it is written as what it is.
+                prop_assert_eq!(decode::<ToKeeper>(&encode(&decoded)).unwrap(), decoded);
+            } else {
+                prop_assert!(cut || encode(&packet) != bytes);
+            }
+        }
+    }
 }

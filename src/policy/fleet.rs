@@ -85,6 +85,11 @@ impl Fleet {
         self.last_generation
     }
 
+    /// What a new slot would start.
+    pub fn release(&self) -> ReleaseId {
+        self.release
+    }
+
     /// Releases that something still names: the others can be forgotten.
     pub fn releases(&self) -> std::collections::BTreeSet<ReleaseId> {
         let slots = self.slots.iter().flat_map(|slot| {

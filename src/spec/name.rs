@@ -64,7 +64,7 @@ impl From<AppName> for String {
 pub enum NameError {
     /// There is nothing.
     Empty,
-    /// More than [`APP_NAME_LENGTH_MAX`] characters.
+    /// More than `APP_NAME_LENGTH_MAX` characters.
     TooLong,
     /// It starts with something else than a lower-case letter or a digit.
     First(char),

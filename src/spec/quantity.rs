@@ -37,7 +37,7 @@ impl fmt::Display for Bytes {
 pub enum QuantityError {
     /// There is no number where one is needed.
     Number,
-    /// The unit is not known.
+    /// The unit is not known, or missing where one is needed.
     Unit(String),
     /// It does not fit: a size up to 2^63 bytes, a duration up to 2^53 ms.
     TooLarge,
@@ -47,6 +47,7 @@ impl fmt::Display for QuantityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Number => write!(f, "a number is missing"),
+            Self::Unit(unit) if unit.is_empty() => write!(f, "a unit is missing"),
             Self::Unit(unit) => write!(f, "unknown unit `{unit}`"),
             Self::TooLarge => write!(f, "the number is too large"),
         }
@@ -183,6 +184,7 @@ mod tests {
         assert_eq!(parse_duration("s"), Err(QuantityError::Number));
         assert_eq!(parse_duration("10parsec"), Err(QuantityError::Unit("parsec".to_owned())));
         assert_eq!(parse_duration("1s 5"), Err(QuantityError::Unit(String::new())));
+        assert_eq!(QuantityError::Unit(String::new()).to_string(), "a unit is missing");
         assert_eq!(parse_duration("99999999999w"), Err(QuantityError::TooLarge));
     }
 }

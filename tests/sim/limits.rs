@@ -53,7 +53,7 @@ impl Limits {
                 }
                 let wanted = match exit {
                     Exit::Code(code) => rules.restart.stop_exit_codes.contains(code),
-                    Exit::Signal { .. } => false,
+                    Exit::Signal { .. } | Exit::Unseen => false,
                 };
                 !(asked || wanted) || self.failed_starts.contains(&generation)
             }

@@ -1,0 +1,335 @@
+//! What can go wrong, in words, and the exit status it leads to.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::control::Spoken;
+use crate::control::client::{CallError, ConnectError};
+use crate::control::protocol::{Fault, FaultKind};
+
+/// The exit status of a command; the table is in `pmr --help`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Done.
+    Done,
+    /// Failed.
+    Failed,
+    /// The command line cannot be used.
+    Usage,
+    /// The new version did not come up; the old one serves.
+    RolledBack,
+    /// Not done in time.
+    TimedOut,
+    /// Denied.
+    Denied,
+}
+
+impl ExitStatus {
+    /// Its number.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::RolledBack => 3,
+            Self::TimedOut => 4,
+            Self::Denied => 5,
+        }
+    }
+}
+
+/// An error that a user or the world can have.
+#[derive(Debug)]
+pub enum Error {
+    /// Nothing of that name runs.
+    NoSuchApp {
+        /// What was asked for.
+        name: String,
+        /// What runs.
+        running: Vec<String>,
+    },
+    /// No name matches.
+    NoMatch {
+        /// What was asked for.
+        target: String,
+    },
+    /// Nothing runs at all.
+    NothingRuns,
+    /// The directory of sockets cannot be made.
+    NoDirectory(io::Error),
+    /// A file cannot be read.
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A pattern cannot be used.
+    Pattern {
+        /// What was asked for.
+        target: String,
+        /// What it may not contain.
+        character: char,
+    },
+    /// The slot is not there, as `describe` and `pid` see it.
+    NoSuchSlot {
+        /// Of which app.
+        app: String,
+        /// Which.
+        slot: u16,
+    },
+    /// The app cannot be connected to.
+    Connect {
+        /// Which.
+        app: String,
+        /// Why.
+        source: ConnectError,
+    },
+    /// The app said no, or nothing.
+    Call {
+        /// Which.
+        app: String,
+        /// What was asked.
+        doing: &'static str,
+        /// Why.
+        source: CallError,
+    },
+    /// A directory of sockets cannot be read.
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// An upgrade ended with the old binary.
+    UpgradeRolledBack {
+        /// Which.
+        app: String,
+        /// The version that is back.
+        version: String,
+    },
+    /// The time that was given is up.
+    TimedOut {
+        /// Which.
+        app: String,
+        /// What was asked.
+        doing: &'static str,
+        /// How long was waited.
+        after: std::time::Duration,
+    },
+    /// Standard output cannot be written to.
+    Output(io::Error),
+    /// Several of them.
+    Several(Vec<Error>),
+}
+
+impl Error {
+    /// The exit status it leads to: of several the first one's.
+    pub fn exit_status(&self) -> ExitStatus {
+        match self {
+            Self::Pattern { .. } => ExitStatus::Usage,
+            Self::TimedOut { .. }
+            | Self::Connect { source: ConnectError::NoAnswer, .. }
+            | Self::Call { source: CallError::TimedOut, .. } => ExitStatus::TimedOut,
+            Self::UpgradeRolledBack { .. } => ExitStatus::RolledBack,
+            Self::Connect { source: ConnectError::Denied, .. } => ExitStatus::Denied,
+            Self::Call { source: CallError::Fault(fault), .. } => match fault.kind {
+                FaultKind::Denied => ExitStatus::Denied,
+                FaultKind::RolledBack => ExitStatus::RolledBack,
+                FaultKind::Busy
+                | FaultKind::NoSuchSlot
+                | FaultKind::Invalid
+                | FaultKind::ShuttingDown
+                | FaultKind::Failed
+                | FaultKind::Cancelled
+                | FaultKind::TooMany => ExitStatus::Failed,
+            },
+            // Whoever reads us has seen enough.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitStatus::Done,
+            Self::Several(errors) => errors.first().map_or(ExitStatus::Failed, Self::exit_status),
+            Self::NoSuchApp { .. }
+            | Self::NoMatch { .. }
+            | Self::NothingRuns
+            | Self::NoDirectory(_)
+            | Self::Read { .. }
+            | Self::NoSuchSlot { .. }
+            | Self::Connect { .. }
+            | Self::Call { .. }
+            | Self::Directory { .. }
+            | Self::Write { .. }
+            | Self::Output(_) => ExitStatus::Failed,
+        }
+    }
+
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoSuchApp { running, .. } if running.is_empty() => Some(NOTHING_RUNS.to_owned()),
+            Self::NoSuchApp { running, .. } => Some(format!("running: {}", running.join(", "))),
+            Self::NothingRuns => Some(NOTHING_RUNS.to_owned()),
+            Self::NoDirectory(_) => Some("PMR_RUNTIME_DIR names another one".to_owned()),
+            Self::NoMatch { .. } => Some("`pmr status` shows what runs".to_owned()),
+            Self::Pattern { .. } => {
+                Some("patterns are made of characters, `.`, `*`, `^` and `$`".to_owned())
+            }
+            Self::TimedOut { app, .. } => {
+                Some(format!("it goes on; `pmr status {app}` shows how far it is"))
+            }
+            Self::Call { app, source: CallError::Lost, .. } => {
+                Some(format!("its supervisor may have been replaced; `pmr status {app}`"))
+            }
+            Self::Call { app, source: CallError::Fault(fault), .. } => fault_hint(app, fault),
+            Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+                Some("a file that is there is never replaced; name another with -o".to_owned())
+            }
+            Self::NoSuchSlot { .. }
+            | Self::Read { .. }
+            | Self::Connect { .. }
+            | Self::Call { .. }
+            | Self::Directory { .. }
+            | Self::Write { .. }
+            | Self::UpgradeRolledBack { .. }
+            | Self::Output(_)
+            | Self::Several(_) => None,
+        }
+    }
+}
+
+/// What to do where no app runs.
+pub(super) const NOTHING_RUNS: &str =
+    "`pmr run FILE` runs an app in the foreground, and `pmr demo` shows what that looks like";
+
+fn fault_hint(app: &str, fault: &Fault) -> Option<String> {
+    match fault.kind {
+        FaultKind::NoSuchSlot => Some(format!("`pmr status {app}` shows its slots")),
+        FaultKind::Failed | FaultKind::RolledBack => {
+            Some(format!("`pmr describe {app}` shows why, with the last lines of its output"))
+        }
+        FaultKind::Busy
+        | FaultKind::Denied
+        | FaultKind::Invalid
+        | FaultKind::ShuttingDown
+        | FaultKind::Cancelled
+        | FaultKind::TooMany => None,
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchApp { name, running } => {
+                write!(f, "no app named `{name}` is running")?;
+                match nearest(name, running) {
+                    Some(near) => write!(f, "; did you mean `{near}`?"),
+                    None => Ok(()),
+                }
+            }
+            Self::NoMatch { target } => write!(f, "no app that is running matches `{target}`"),
+            Self::NothingRuns => write!(f, "no app is running"),
+            Self::NoDirectory(error) => {
+                write!(f, "cannot make the directory of sockets: {error}")
+            }
+            Self::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
+            Self::Pattern { target, character } => {
+                write!(f, "the pattern `{target}` cannot be used: `{character}` means nothing here")
+            }
+            Self::NoSuchSlot { app, slot } => write!(f, "`{app}` has no slot {slot}"),
+            Self::Connect { app, source } => match source {
+                ConnectError::NotRunning => write!(f, "`{app}` is not running"),
+                ConnectError::Denied => write!(f, "the socket of `{app}` may not be opened"),
+                ConnectError::NoAnswer => write!(f, "the supervisor of `{app}` does not answer"),
+                ConnectError::Io(error) => write!(f, "cannot connect to `{app}`: {error}"),
+            },
+            Self::Call { app, doing, source } => match source {
+                CallError::TimedOut => {
+                    write!(f, "cannot {doing} `{app}`: its supervisor does not answer")
+                }
+                other => write!(f, "cannot {doing} `{app}`: {other}"),
+            },
+            Self::Directory { path, source } => {
+                write!(f, "cannot read {}: {source}", path.display())
+            }
+            Self::Write { path, source } => {
+                write!(f, "cannot write {}: {source}", path.display())
+            }
+            Self::UpgradeRolledBack { app, version } => {
+                write!(f, "the new binary did not take over `{app}`; pmr {version} goes on")
+            }
+            Self::TimedOut { app, doing, after } => {
+                write!(f, "cannot {doing} `{app}`: not done within {}", Spoken(*after))
+            }
+            Self::Output(error) => write!(f, "cannot write the output: {error}"),
+            Self::Several(errors) => write!(f, "{} errors", errors.len()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+/// The name of those that run which is most like `name`, where one is at all.
+fn nearest<'a>(name: &str, running: &'a [String]) -> Option<&'a str> {
+    // Jaro-Winkler likes a common beginning, and is too strict where two letters of three changed
+    // places.
+    let likeness = |other: &str| match strsim::osa_distance(name, other) {
+        1 => 1.0,
+        _ => strsim::jaro_winkler(name, other),
+    };
+    let near = running.iter().map(|other| (likeness(other), other.as_str()));
+    let best = near.filter(|(likeness, _)| *likeness > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
+    best.map(|(_, other)| other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typing_error_is_understood() {
+        let running = vec!["web".to_owned(), "track-backend".to_owned()];
+        for (name, near) in [
+            ("webb", Some("web")),
+            ("wbe", Some("web")),
+            ("track-backnd", Some("track-backend")),
+            ("track", Some("track-backend")),
+            ("database", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(name, &running), near, "{name}");
+        }
+        let error = Error::NoSuchApp { name: "webb".to_owned(), running };
+        assert_eq!(error.to_string(), "no app named `webb` is running; did you mean `web`?");
+    }
+
+    #[test]
+    fn each_kind_of_failure_has_its_exit_status() {
+        let call = |source| Error::Call { app: "web".to_owned(), doing: "reload", source };
+        let fault = |kind| call(CallError::Fault(Fault::new(kind, "x")));
+        let broken_pipe = io::Error::from(io::ErrorKind::BrokenPipe);
+        for (error, code) in [
+            (Error::Output(broken_pipe), 0),
+            (Error::NothingRuns, 1),
+            (fault(FaultKind::Busy), 1),
+            (Error::Pattern { target: "/[/".to_owned(), character: '[' }, 2),
+            (fault(FaultKind::RolledBack), 3),
+            (call(CallError::TimedOut), 4),
+            (fault(FaultKind::Denied), 5),
+            (Error::Several(vec![fault(FaultKind::Denied), Error::NothingRuns]), 5),
+        ] {
+            assert_eq!(error.exit_status().code(), code, "{error}");
+        }
+    }
+}

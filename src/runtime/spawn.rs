@@ -1,0 +1,243 @@
+//! From the core's `Spawn` to a registered child: the plan, the clone, and `Born`.
+
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::pipe::PipeFlags;
+
+use crate::keeper::protocol::{Child, ToKeeper, Will};
+use crate::policy::{Generation, ReleaseId, SlotId, SpawnFailure};
+use crate::sys::cgroup::Group;
+use crate::sys::spawn::Plan;
+use crate::sys::{Error, clock, process, unix};
+
+use super::Runtime;
+use super::instances::{Instance, fd_name, group_name};
+use super::release::Release;
+
+/// OOM score of an app where pmr's own is below it: systemd's default for a service.
+const OOM_SCORE_ADJ: i16 = 0;
+
+/// The fds made for one instance before it is spawned.
+struct Prepared {
+    group: Option<Group>,
+    notify: Option<(OwnedFd, PathBuf)>,
+    /// Read and write end of each output stream, in the foreground.
+    out: Option<(OwnedFd, OwnedFd)>,
+    err: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Runtime {
+    /// Spawns an instance and registers it with the keeper. On a failure nothing of it runs; its
+    /// group is removed by the `Clear` that follows.
+    pub(super) fn spawn(
+        &mut self,
+        slot: SlotId,
+        generation: Generation,
+        release: ReleaseId,
+    ) -> Result<u32, SpawnFailure> {
+        let Some(of) = self.releases.get(&release).cloned() else {
+            let message = format!("release {release} is not known");
+            return Err(SpawnFailure { message, transient: false });
+        };
+        let prepared = self.prepare(slot, generation, &of).map_err(|error| failure(&error))?;
+        let envp = environment(&of, slot, &prepared, self.sockets.count(&of))?;
+        let instance = self.clone_child(slot, generation, &of, prepared, envp)?;
+        let pid = instance.pid;
+        self.watch_instance(generation, &instance);
+        self.instances.insert(generation, instance);
+        Ok(pid)
+    }
+
+    fn prepare(
+        &self,
+        slot: SlotId,
+        generation: Generation,
+        release: &Release,
+    ) -> Result<Prepared, Error> {
+        let group = match self.level.home() {
+            Some(home) => Some(home.make_group(&group_name(slot, generation))?),
+            None => None,
+        };
+        let path = self.directory.join(fd_name("notify", generation));
+        let notify = unix::notify_socket(&path, 0o600)?;
+        if let Some(identity) = &release.identity {
+            std::os::unix::fs::chown(&path, Some(identity.uid), Some(identity.gid))
+                .map_err(|error| Error::at("give to the app", &path, error))?;
+        }
+        let foreground = self.hello.foreground;
+        let out = foreground.then(pipe).transpose()?;
+        let err = foreground.then(pipe).transpose()?;
+        Ok(Prepared { group, notify: Some((notify, path)), out, err })
+    }
+
+    fn clone_child(
+        &mut self,
+        slot: SlotId,
+        generation: Generation,
+        release: &Release,
+        prepared: Prepared,
+        envp: Vec<CString>,
+    ) -> Result<Instance, SpawnFailure> {
+        let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+        let inherited = self.sockets.of(release);
+        let plan = Plan {
+            program: release.program().map_err(|error| failure(&error))?,
+            argv: arguments(release)?,
+            envp,
+            listen_pid: !inherited.is_empty(),
+            cwd: release.directory.clone(),
+            identity: release.identity.clone(),
+            umask: release.spec.identity.umask,
+            stdout: prepared.out.as_ref().map_or(stdout.as_fd(), |(_, write)| write.as_fd()),
+            stderr: prepared.err.as_ref().map_or(stderr.as_fd(), |(_, write)| write.as_fd()),
+            inherited,
+            group: prepared.group.as_ref().map(Group::dir),
+            nofile: self.hello.file_limit,
+            oom_score_adj: self.oom_score_below.then_some(OOM_SCORE_ADJ),
+            ignore_sigpipe: true,
+            sibling: true,
+        };
+        let spawned = self.spawner.spawn(&plan).map_err(|error| SpawnFailure {
+            message: error.to_string(),
+            transient: is_transient(error.errno()),
+        })?;
+        drop(plan);
+        let instance = Instance {
+            slot,
+            release: release.id,
+            pid: spawned.pid,
+            pidfd: spawned.pidfd,
+            group: prepared.group,
+            exec_status: Some(spawned.exec_status),
+            notify: prepared.notify.map(|(socket, _)| socket),
+            out: prepared.out.map(|(read, _)| read),
+            err: prepared.err.map(|(read, _)| read),
+            ended: false,
+            sampled: None,
+            spawned_at_ms: clock::now(),
+        };
+        let registered = self.register(generation, &instance, release, &spawned.go);
+        registered.map_err(|error| failure(&error))?;
+        Ok(instance)
+    }
+
+    /// Hands everything about the child to the keeper; with `Born` it begins to run.
+    fn register(
+        &mut self,
+        generation: Generation,
+        instance: &Instance,
+        release: &Release,
+        go: &OwnedFd,
+    ) -> Result<(), Error> {
+        let fds = [
+            ("exec", &instance.exec_status),
+            ("notify", &instance.notify),
+            ("out", &instance.out),
+            ("err", &instance.err),
+        ];
+        for (kind, fd) in fds {
+            if let Some(fd) = fd {
+                let name = fd_name(kind, generation);
+                let store = ToKeeper::Store { name, generation: Some(generation.0) };
+                self.keeper.say(&store, &[fd.as_fd()])?;
+            }
+        }
+        let child = Child {
+            slot: instance.slot.0,
+            generation: generation.0,
+            release: release.id.0,
+            pid: instance.pid,
+            will: will(instance, release),
+        };
+        self.keeper.say(&ToKeeper::Born { child }, &[instance.pidfd.as_fd(), go.as_fd()])
+    }
+}
+
+/// How the keeper ends an instance by itself.
+pub(super) fn will(instance: &Instance, release: &Release) -> Will {
+    let cgroup = instance.group.as_ref().map(|group| group.path().display().to_string());
+    let timeout_ms = u64::try_from(release.spec.stop.timeout.as_millis()).unwrap_or(u64::MAX);
+    Will { cgroup, signal: release.spec.stop.signal, timeout_ms }
+}
+
+fn failure(error: &Error) -> SpawnFailure {
+    SpawnFailure { message: error.to_string(), transient: is_transient(error.errno()) }
+}
+
+/// Shortages of the machine, which are no fault of the app and may pass.
+fn is_transient(errno: i32) -> bool {
+    use nix::libc::{EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};
+    [EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC].contains(&errno)
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    let pair = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+    let (read, write) = pair.map_err(|errno| Error::new("make a pipe", errno))?;
+    // Only our end: the flag belongs to the open file, and the two ends are two of them.
+    rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK)
+        .map_err(|errno| Error::new("make a pipe", errno))?;
+    Ok((read, write))
+}
+
+fn arguments(release: &Release) -> Result<Vec<CString>, SpawnFailure> {
+    let argv = release.spec.program.argv.iter();
+    argv.map(|argument| CString::new(argument.as_bytes()).map_err(|_| nul())).collect()
+}
+
+fn nul() -> SpawnFailure {
+    let message = "an argument or variable contains a zero byte".to_owned();
+    SpawnFailure { message, transient: false }
+}
+
+/// The release's environment with what is the instance's own.
+fn environment(
+    release: &Release,
+    slot: SlotId,
+    prepared: &Prepared,
+    sockets: usize,
+) -> Result<Vec<CString>, SpawnFailure> {
+    let rules = &release.spec.environment;
+    let mut variables = release.environment.clone();
+    let mut set = |name: &str, value: OsString| drop(variables.insert(name.into(), value));
+    set(&rules.instance_var, slot.to_string().into());
+    set("PMR_APP", release.spec.name.as_str().into());
+    set("PMR_INSTANCE", slot.to_string().into());
+    if let Some((_, path)) = &prepared.notify {
+        set("NOTIFY_SOCKET", path.clone().into());
+    }
+    if sockets > 0 {
+        set("LISTEN_FDS", sockets.to_string().into());
+        let names: Vec<&str> = (0..sockets).map(|_| release.spec.name.as_str()).collect();
+        set("LISTEN_FDNAMES", names.join(":").into());
+    }
+    if let Some(name) = &rules.increment_var {
+        let old = release.environment.get(std::ffi::OsStr::new(name));
+        let number = old.and_then(|value| value.to_str()).and_then(|it| it.parse::<u64>().ok());
+        let Some(number) = number else {
+            let message = format!("increment_var: {name} has no number to add to");
+            return Err(SpawnFailure { message, transient: false });
+        };
+        set(name, number.saturating_add(slot.0.into()).to_string().into());
+    }
+    variables
+        .iter()
+        .map(|(name, value)| {
+            let mut line = name.as_bytes().to_vec();
+            line.push(b'=');
+            line.extend_from_slice(value.as_bytes());
+            CString::new(line).map_err(|_| nul())
+        })
+        .collect()
+}
+
+/// The words for a failed exec.
+pub(super) fn exec_failure(failure: process::ExecFailure, release: &Release) -> String {
+    let user = release.identity.as_ref().map(|identity| identity.name.as_str());
+    match release.program() {
+        Ok(program) => failure.describe(&program, &release.directory, user),
+        Err(error) => error.to_string(),
+    }
+}
