@@ -100,7 +100,8 @@ pub struct Hello {
     pub deaths: u32,
     /// Supervisors that died at all, for the status.
     pub deaths_total: u32,
-    /// The state killed three supervisors: it is withheld, and the table of children is all there is.
+    /// The state killed three supervisors: it is withheld, and the table of children is all there
+    /// is.
     pub reduced: bool,
     /// A stop was asked for and is not done yet.
     pub stopping: bool,

@@ -137,7 +137,7 @@ impl World {
             setup,
             path: Vec::new(),
             policy,
-            ledger: Ledger::new(setup.slots),
+            ledger: Ledger::new(setup.slots, &[]),
             rules,
             now,
             answers: VecDeque::new(),

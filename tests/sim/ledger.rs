@@ -92,14 +92,9 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Checked {
 }
 
 impl Ledger {
-    /// A ledger of an app with that many slots, of which nothing runs yet.
-    pub(crate) fn new(slots: u16) -> Self {
-        Self { slots, ..Self::default() }
-    }
-
-    /// A ledger of what lives, where nothing else is known.
-    pub(crate) fn of_survivors(survivors: &[(SlotId, Generation)]) -> Self {
-        let mut ledger = Self::default();
+    /// A ledger of an app with that many slots, of which nothing is known but what lives.
+    pub(crate) fn new(slots: u16, survivors: &[(SlotId, Generation)]) -> Self {
+        let mut ledger = Self { slots, ..Self::default() };
         for &(slot, generation) in survivors {
             let entry = Entry {
                 slot,

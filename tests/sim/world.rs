@@ -68,7 +68,7 @@ pub(crate) fn run(plan: &Plan, traced: bool) -> Result<(), Wrong> {
         kernel: Kernel::new(plan.seed, plan.faults),
         now: 0,
         policy: None,
-        recorded: Recorded { ledger: Ledger::new(plan.slots), limits: Limits::default() },
+        recorded: Recorded { ledger: Ledger::new(plan.slots, &[]), limits: Limits::default() },
         saved: None,
         rules,
         inbox: Vec::new(),
@@ -371,7 +371,7 @@ impl World<'_> {
                 parse(text)?
             }
             None => {
-                self.recorded.ledger = Ledger::new(self.plan.slots);
+                self.recorded.ledger = Ledger::new(self.plan.slots, &[]);
                 Fleet::new(self.plan.slots, ReleaseId(1))
             }
         };
@@ -410,7 +410,7 @@ impl World<'_> {
         let survivors = self.kernel.survivors();
         let fleet = Fleet::reduced(self.plan.slots, ReleaseId(1), &survivors, now);
         let held: Vec<_> = fleet.generations().collect();
-        self.recorded.ledger = Ledger::of_survivors(&held);
+        self.recorded.ledger = Ledger::new(self.plan.slots, &held);
         self.recorded.limits = Limits::default();
         fleet
     }
