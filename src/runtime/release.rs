@@ -177,7 +177,7 @@ fn resolve(spec: &Spec) -> Result<Option<Identity>, ReleaseError> {
     Ok(identity.filter(|identity| !identity.is_current()))
 }
 
-/// DESIGN 3, `env`: what pmr was started with, the user's, the file's, the config's.
+/// What pmr was started with, then the user's, the file's and the config's variables: the last wins.
 fn environment(
     spec: &Spec,
     identity: Option<&Identity>,

@@ -1,0 +1,18 @@
+//! Black box: the built binary, its output, its exit status, and what it leaves behind.
+//!
+//! Nothing here waits for time to pass: a test waits for a fact, with a deadline many times as long
+//! as the fact should take. Each test has a directory, a port and an app name of its own, so all of
+//! them run side by side. What a machine does not allow is skipped aloud.
+
+#![expect(clippy::arithmetic_side_effects, reason = "tests count, and a panic is a failure")]
+
+#[cfg(test)]
+mod app;
+#[cfg(test)]
+mod basics;
+#[cfg(test)]
+mod failpoints;
+#[cfg(test)]
+mod load;
+#[cfg(test)]
+mod procs;
