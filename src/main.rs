@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use pmr::cli::{self, Next, Streams, check, import, init};
+use pmr::control::own_directory;
 use pmr::{demo, keeper, runtime};
 
 fn main() -> ExitCode {
@@ -58,10 +59,16 @@ fn supervise(config: &Path, overlay: Option<String>, mut streams: Streams<'stati
 
 /// `pmr demo`: the built-in backend under the real supervisor.
 fn run_demo(port: u16, instances: u16, mut streams: Streams<'static>) -> u8 {
-    let directory = std::env::temp_dir().join(format!("pmr-demo-{}", std::process::id()));
+    let Some(runtime) = own_directory(|name| std::env::var_os(name)) else {
+        let error = cli::Error::NoDirectory;
+        return cli::finish(Err(error), &mut streams);
+    };
+    // In the app's own runtime directory, where the keeper removes it, also after an upgrade.
+    let app = runtime.join("demo");
+    let directory = app.join(std::process::id().to_string());
     let config = directory.join("demo.toml");
     let prepared = std::env::current_exe().and_then(|executable| {
-        std::fs::create_dir(&directory)?;
+        std::fs::create_dir_all(&directory)?;
         std::fs::write(&config, demo::config(&executable, port, instances))?;
         write!(streams.err, "{}", demo::guide(port, instances, &config))
     });
@@ -69,8 +76,8 @@ fn run_demo(port: u16, instances: u16, mut streams: Streams<'static>) -> u8 {
         Ok(()) => supervise(&config, None, streams),
         Err(error) => cli::finish(Err(error.into()), &mut streams),
     };
-    // What cannot be removed is a small file in the temporary directory.
-    match std::fs::remove_dir_all(&directory) {
+    // Where the demo did not even start; otherwise nothing is there any more.
+    match std::fs::remove_dir_all(&directory).and_then(|()| std::fs::remove_dir(&app)) {
         Ok(()) | Err(_) => code,
     }
 }

@@ -8,7 +8,7 @@ use crate::control::Spoken;
 use crate::control::client::{CallError, ConnectError};
 use crate::control::protocol::{Fault, FaultKind};
 
-/// The exit status of a command (DESIGN 10); the table is in `pmr --help`.
+/// The exit status of a command; the table is in `pmr --help`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     /// Done.
@@ -56,6 +56,8 @@ pub enum Error {
     },
     /// Nothing runs at all.
     NothingRuns,
+    /// A user without a directory for sockets.
+    NoDirectory,
     /// A pattern cannot be used.
     Pattern {
         /// What was asked for.
@@ -149,6 +151,7 @@ impl Error {
             Self::NoSuchApp { .. }
             | Self::NoMatch { .. }
             | Self::NothingRuns
+            | Self::NoDirectory
             | Self::NoSuchSlot { .. }
             | Self::Connect { .. }
             | Self::Call { .. }
@@ -164,6 +167,7 @@ impl Error {
             Self::NoSuchApp { running, .. } if running.is_empty() => Some(NOTHING_RUNS.to_owned()),
             Self::NoSuchApp { running, .. } => Some(format!("running: {}", running.join(", "))),
             Self::NothingRuns => Some(NOTHING_RUNS.to_owned()),
+            Self::NoDirectory => Some("set XDG_RUNTIME_DIR or PMR_RUNTIME_DIR".to_owned()),
             Self::NoMatch { .. } => Some("`pmr status` shows what runs".to_owned()),
             Self::Pattern { .. } => {
                 Some("patterns are made of characters, `.`, `*`, `^` and `$`".to_owned())
@@ -221,6 +225,7 @@ impl fmt::Display for Error {
             }
             Self::NoMatch { target } => write!(f, "no app that is running matches `{target}`"),
             Self::NothingRuns => write!(f, "no app is running"),
+            Self::NoDirectory => write!(f, "there is no directory for the app's socket"),
             Self::Pattern { target, character } => {
                 write!(f, "the pattern `{target}` cannot be used: `{character}` means nothing here")
             }

@@ -78,7 +78,6 @@ const NO_EFFECT_YET: &[(&str, &[&str], &str)] = &[
     ("ready", &["exec", "notify"], "an instance is online as soon as it is executed"),
     ("wait_ready", &["false"], "an instance is online as soon as it is executed"),
     ("shutdown_with_message", &["false"], "`kill_signal` is sent"),
-    ("max_memory_restart", &[], "memory is not watched"),
     ("memory_max", &[], "memory is not limited"),
     ("memory_swap_max", &[], "swap is not limited"),
     ("cpu_weight", &[], "all instances weigh the same"),

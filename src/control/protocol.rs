@@ -209,7 +209,7 @@ pub enum Mode {
     Cluster,
 }
 
-/// What the machine allows (DESIGN 2).
+/// What the machine allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// Delegated groups with a memory controller.

@@ -26,6 +26,7 @@ use super::varlink::{
     invalid_parameter, method_not_found, service_error, success,
 };
 use crate::policy::Outcome;
+pub use crate::sys::unix::Peer;
 
 /// Most connections of an app at a time.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -57,19 +58,6 @@ const LINES_DEFAULT: u32 = 15;
 const CHANGERS: &str = "only root, the app's user and group `pmr-admin` may do this";
 
 const READERS: &str = "only root, the app's user and the groups `pmr` and `pmr-admin` may look";
-
-/// Who is at the other end, as `SO_PEERCRED` and `SO_PEERGROUPS` say it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
-    /// Process id, for the journal.
-    pub pid: u32,
-    /// User id.
-    pub uid: u32,
-    /// Primary group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-}
 
 /// The groups that have rights. One that does not exist on this machine is nobody.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -209,13 +210,13 @@ pub(super) struct Removal {
 }
 
 impl Removal {
-    /// First the groups of instances that no supervisor has cleared, for they are in the way.
-    pub(super) fn perform<'a>(&'a self, groups: impl Iterator<Item = &'a String>) {
+    pub(super) fn perform(&self) {
         for file in &self.files {
             complain(file, fs::remove_file(file));
         }
         let deadline = clock::now().saturating_add(REMOVAL_MS);
-        for directory in groups.chain(&self.directories) {
+        for directory in &self.directories {
+            empty(Path::new(directory));
             while let Err(error) = fs::remove_dir(directory) {
                 let busy = error.kind() == io::ErrorKind::ResourceBusy;
                 if !busy || clock::now() >= deadline || !has_changed(Path::new(directory)) {
@@ -223,6 +224,23 @@ impl Removal {
                     break;
                 }
             }
+        }
+    }
+}
+
+/// Removes what a supervisor that died left in a directory of its own: the groups of instances in
+/// the app's, their notify sockets in the runtime's. Regular files are never touched, so a directory
+/// that holds one stays.
+fn empty(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() {
+            empty(&entry.path());
+            // One that is still busy is complained of with the directory it is in.
+            fs::remove_dir(entry.path()).unwrap_or_default();
+        } else if kind.is_socket() {
+            fs::remove_file(entry.path()).unwrap_or_default();
         }
     }
 }

@@ -37,7 +37,8 @@ pub enum Action {
         /// Which.
         generation: Generation,
     },
-    /// No slot is in its first start any more and one is online: said once.
+    /// No slot is in its first start any more and one is online: said once by each supervisor,
+    /// since the one before may have died in between.
     AnnounceReady,
     /// An entry for the journal.
     Note(Note),

@@ -119,12 +119,15 @@ pub enum Exit {
         /// A core was dumped.
         core: bool,
     },
+    /// It ended before it was registered with the keeper, and nobody saw how.
+    Unseen,
 }
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exited with code {code}"),
+            Self::Unseen => write!(f, "was ended before it ran"),
             Self::Signal { signal, core } => {
                 match signal_name(*signal) {
                     Some(name) => write!(f, "was killed by {name}")?,

@@ -75,6 +75,11 @@ impl Fleet {
         (0..count).map(SlotId)
     }
 
+    /// How many slots there are that nobody wants gone.
+    pub(super) fn staying(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.goal != Goal::Remove).count()
+    }
+
     fn next_generation(&mut self) -> Generation {
         self.last_generation = Generation(self.last_generation.0.saturating_add(1));
         self.last_generation
@@ -198,10 +203,12 @@ impl Scene<'_> {
         self.with_slot(id, |slot, turn| slot.start(generation, turn));
     }
 
-    /// Stops a slot; `goal` says whether it stays.
+    /// Stops a slot; `goal` says whether it stays. One that is to be gone is not kept by a stop.
     pub(super) fn stop(&mut self, id: SlotId, goal: Goal) {
         self.with_slot(id, |slot, turn| {
-            slot.goal = goal;
+            if slot.goal != Goal::Remove {
+                slot.goal = goal;
+            }
             slot.end_all(&EndCause::Stop, turn);
         });
     }
@@ -275,6 +282,7 @@ impl Scene<'_> {
             }
             Move::Start => {
                 self.with_slot(id, |slot, _| {
+                    slot.goal = Goal::Run;
                     slot.release = release;
                     slot.history.reset();
                 });
@@ -321,8 +329,7 @@ impl Scene<'_> {
         *self.roll_end = Some(RollEnd::Failed(step.slot));
         self.drop_newcomer(step.slot);
         if roll.kind == RollKind::Reload {
-            let now = self.now;
-            let again = self.with_slot(step.slot, |slot, _| fall_back(slot, step.from, now));
+            let again = self.with_slot(step.slot, |slot, turn| fall_back(slot, step.from, turn));
             if again == Some(true) {
                 self.start(step.slot);
             }
@@ -352,10 +359,7 @@ impl Scene<'_> {
     /// Forgets removed slots, says when the app is ready, and when all is over.
     pub(super) fn conclude(&mut self) {
         while let Some(last) = self.fleet.slots.last() {
-            let gone = last.goal == Goal::Remove
-                && last.is_vacant()
-                && matches!(last.current, Current::Stopped);
-            if !gone {
+            if last.goal != Goal::Remove || !last.is_stopped() {
                 break;
             }
             self.fleet.slots.pop();
@@ -371,8 +375,8 @@ impl Scene<'_> {
 
     fn announce_ready(&mut self) {
         let slots = &self.fleet.slots;
-        let first_starts_over = slots.iter().all(|slot| slot.first_start_over);
-        if !self.fleet.announced_ready && first_starts_over && slots.iter().any(Slot::is_online) {
+        let starting = slots.iter().any(Slot::is_in_first_start);
+        if !self.fleet.announced_ready && !starting && slots.iter().any(Slot::is_online) {
             self.fleet.announced_ready = true;
             self.out.push(Action::AnnounceReady);
         }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// So many replacements in a row, each within `min_uptime` of being online, mean that the limit is
-/// below what the app needs (DESIGN 4).
+/// below what the app needs.
 pub(super) const QUICK_REPLACEMENTS_MAX: u8 = 3;
 
 /// What a slot remembers of its replacements for memory.

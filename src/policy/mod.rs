@@ -104,6 +104,9 @@ impl Policy {
             let mut turn = Turn { now, slot: id, rules: &policy.rules, out };
             slot.resume(&mut turn);
         }
+        if policy.fleet.announced_ready && policy.fleet.over.is_none() {
+            out.push(Action::AnnounceReady);
+        }
         policy
     }
 

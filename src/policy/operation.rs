@@ -3,7 +3,7 @@
 use super::fleet::{Fleet, RollEnd};
 use super::id::{SlotId, Ticket};
 use super::reason::Outcome;
-use super::slot::{Current, Slot};
+use super::slot::{Current, Goal};
 
 /// Most wishes that wait at a time.
 pub(super) const OPERATIONS_MAX: usize = 64;
@@ -22,8 +22,8 @@ pub(super) enum Awaits {
     Stopped(Vec<SlotId>),
     /// These slots to be online, or to have given up.
     Online(Vec<SlotId>),
-    /// That many slots, all online.
-    Count(u16),
+    /// That many slots, and these of them online.
+    Count(u16, Vec<SlotId>),
     /// The end of the roll.
     Roll,
 }
@@ -32,15 +32,13 @@ impl Operation {
     /// What has come of it, once something has.
     pub(super) fn outcome(&self, fleet: &Fleet, roll_end: Option<RollEnd>) -> Option<Outcome> {
         match &self.awaits {
-            Awaits::Stopped(slots) => {
-                let stopped = slots.iter().all(|&id| fleet.slot(id).is_none_or(is_stopped));
-                stopped.then_some(Outcome::Done)
+            Awaits::Stopped(slots) => stopped(fleet, slots),
+            // Somebody asked for another number.
+            Awaits::Count(count, _) if fleet.staying() != usize::from(*count) => {
+                Some(Outcome::Cancelled)
             }
-            Awaits::Online(slots) => online(fleet, slots),
-            Awaits::Count(count) if fleet.slots.len() == usize::from(*count) => {
-                online(fleet, &fleet.slot_ids().collect::<Vec<_>>())
-            }
-            Awaits::Count(_) => None,
+            Awaits::Count(count, _) if fleet.slots.len() != usize::from(*count) => None,
+            Awaits::Online(slots) | Awaits::Count(_, slots) => online(fleet, slots),
             Awaits::Roll => roll_end.map(|end| match end {
                 RollEnd::Done => Outcome::Done,
                 RollEnd::Failed(slot) => Outcome::Failed(slot),
@@ -50,8 +48,15 @@ impl Operation {
     }
 }
 
-fn is_stopped(slot: &Slot) -> bool {
-    slot.is_vacant() && matches!(slot.current, Current::Stopped)
+fn stopped(fleet: &Fleet, slots: &[SlotId]) -> Option<Outcome> {
+    let mut all = true;
+    for slot in slots.iter().filter_map(|&id| fleet.slot(id)) {
+        if slot.goal == Goal::Run {
+            return Some(Outcome::Cancelled);
+        }
+        all &= slot.is_stopped();
+    }
+    all.then_some(Outcome::Done)
 }
 
 fn online(fleet: &Fleet, slots: &[SlotId]) -> Option<Outcome> {

@@ -1,11 +1,10 @@
 //! Whether and when an exited instance is started again: limit, window and backoff.
 //!
-//! The rules are those of DESIGN 3 and 4. An exit is *unstable* when the instance was never online,
-//! or ended less than `min_uptime` after its spawn. `max_restarts` unstable exits within
-//! `restart_window` make the slot errored. The window's clock counts the time in which instances
-//! of the slot were online, so that neither a delay, a backoff nor a slow boot ever lets an old exit
-//! drop out of it. (In PM2 7 a delay or a backoff switches the limit off: `God.js` compares with
-//! the time since the app was first started.)
+//! An exit is *unstable* when the instance was never online, or ended less than `min_uptime` after
+//! its spawn. `max_restarts` unstable exits within `restart_window` make the slot errored. The
+//! window's clock counts the time in which instances of the slot were online, so that neither a
+//! delay, a backoff nor a slow boot ever lets an old exit drop out of it. (In PM2 7 a delay or a
+//! backoff switches the limit off: `God.js` compares with the time since the app was first started.)
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -69,7 +68,7 @@ impl RestartHistory {
             Failure::Exit(exit) => {
                 let wanted = match exit {
                     Exit::Code(code) => rules.stop_exit_codes.contains(code),
-                    Exit::Signal { .. } => false,
+                    Exit::Signal { .. } | Exit::Unseen => false,
                 };
                 if wanted || !rules.autorestart {
                     return Verdict::Finished;

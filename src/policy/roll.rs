@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::id::{Generation, ReleaseId, SlotId};
-use super::instance::{Aftermath, Instance, Phase};
-use super::reason::RollKind;
+use super::instance::{Aftermath, Instance, Phase, Turn};
+use super::reason::{EndCause, RollKind};
 use super::rules::Rules;
 use super::slot::{Current, Goal, Role, Slot};
 use super::time::Moment;
@@ -88,7 +88,13 @@ impl Roll {
     }
 
     fn begin(&self, slot: &Slot, rules: &Rules) -> Move {
-        if slot.goal != Goal::Run {
+        // A restart of what is stopped starts it, as in PM2.
+        let wanted = match slot.goal {
+            Goal::Run => true,
+            Goal::Stop => self.kind == RollKind::Restart,
+            Goal::Remove => false,
+        };
+        if !wanted {
             return Move::Skip;
         }
         if slot.other.is_some() {
@@ -163,7 +169,7 @@ fn prove(slot: &Slot, generation: Generation, rules: &Rules, now: Moment) -> Mov
 }
 
 /// After a failed roll: the slot goes on with `from`, at once where it stands still.
-pub(super) fn fall_back(slot: &mut Slot, from: ReleaseId, now: Moment) -> bool {
+pub(super) fn fall_back(slot: &mut Slot, from: ReleaseId, turn: &mut Turn<'_>) -> bool {
     if slot.release != from {
         slot.release = from;
         slot.history.reset();
@@ -173,7 +179,8 @@ pub(super) fn fall_back(slot: &mut Slot, from: ReleaseId, now: Moment) -> bool {
         Current::Running(instance) => {
             // A newcomer's clearing frees no place; only the current one's is followed by a start.
             if instance.release != from {
-                instance.set_aftermath(Aftermath::Restart { at: now });
+                instance.begin_end(EndCause::NotNeeded, turn);
+                instance.set_aftermath(Aftermath::Planned);
             }
             false
         }

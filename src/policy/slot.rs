@@ -152,9 +152,24 @@ impl Slot {
         self.instances().next().is_none()
     }
 
+    /// Whether it is stopped, and nothing is left in it.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_vacant() && matches!(self.current, Current::Stopped)
+    }
+
     /// Whether its current instance is online.
     pub(super) fn is_online(&self) -> bool {
         self.running().is_some_and(|instance| instance.online_since().is_some())
+    }
+
+    /// Whether it is wanted and never was online, nor given up, so far.
+    pub(super) fn is_in_first_start(&self) -> bool {
+        match self.current {
+            Current::Finished | Current::Errored => false,
+            Current::Stopped | Current::Waiting { .. } | Current::Running(_) => {
+                self.goal == Goal::Run && !self.first_start_over
+            }
+        }
     }
 
     /// It is wanted again; a start follows as soon as its place is free.
@@ -185,11 +200,13 @@ impl Slot {
             self.id
         );
         if let (Some(current), Some(other)) = (self.running(), &self.other) {
-            let newer = match other.role {
+            let in_order = match other.role {
+                // One that is not needed any more may see the next one started.
+                Role::Newcomer if !other.instance.is_wanted() => true,
                 Role::Newcomer => other.instance.generation > current.generation,
                 Role::Leaver => other.instance.generation < current.generation,
             };
-            assert!(newer, "slot {}: the newcomer is the younger one", self.id);
+            assert!(in_order, "slot {}: the newcomer is the younger one", self.id);
         }
     }
 
@@ -251,10 +268,10 @@ impl Slot {
 
     /// The instance of `generation` is ready.
     pub(super) fn handle_ready(&mut self, generation: Generation, turn: &mut Turn<'_>) {
-        self.first_start_over |= self.is_current(generation);
         if let Some(instance) = self.find_mut(generation) {
             instance.handle_ready(turn);
         }
+        self.first_start_over |= self.is_online();
     }
 
     /// The process of `generation` has ended.

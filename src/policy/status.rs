@@ -62,7 +62,7 @@ pub struct InstanceStatus {
     pub uptime: Duration,
 }
 
-/// The life of a slot or an instance in one word, the same everywhere (DESIGN 4).
+/// The life of a slot or an instance in one word, the same everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Word {
     /// Spawned, not ready.

@@ -484,7 +484,7 @@ fn saved_and_adopted_is_the_same() {
     let mut out = Vec::new();
     let adopted = Policy::adopt(fleet, releases, Moment::from_ms(1500), &mut out);
     assert_eq!(adopted.saved(), world.policy.saved());
-    assert!(out.is_empty(), "everything was carried out: {out:?}");
+    assert_eq!(out, [Action::AnnounceReady], "everything else was carried out");
 }
 
 #[test]
@@ -498,5 +498,116 @@ fn what_was_not_carried_out_is_said_again() {
     let mut again = Vec::new();
     let fleet = world.policy.saved().clone();
     drop(Policy::adopt(fleet, releases, Moment::from_ms(1001), &mut again));
-    assert_eq!(again, [Action::Signal { generation: Generation(1) }]);
+    assert_eq!(again, [Action::Signal { generation: Generation(1) }, Action::AnnounceReady]);
+}
+
+#[test]
+fn a_slot_stopped_in_its_first_start_does_not_hold_up_ready() {
+    let mut world = World::new(2, &rules(), &[Life::Hangs, Life::Hangs]);
+    world.wish(1, Wish::Stop { slot: Some(SlotId(0)) });
+    world.event(Event::Fact(Fact::Ready { generation: Generation(2) }));
+    assert_eq!(world.lines("ready"), ["0 ready"]);
+}
+
+#[test]
+fn a_start_answers_the_stop_that_it_overtakes() {
+    let mut world = World::new(1, &rules(), &[]);
+    world.run(1000).wish(1, Wish::Stop { slot: None }).wish(2, Wish::Start { slot: None });
+    world.run(5000);
+    assert_eq!(
+        world.lines("#"),
+        ["1000 #1 cancelled: something else took precedence", "1100 #2 done"]
+    );
+}
+
+#[test]
+fn each_scaling_is_answered_when_another_follows() {
+    let mut world = World::new(3, &rules(), &[]);
+    world.run(1000).wish(1, Wish::Scale { count: 1 }).wish(2, Wish::Scale { count: 2 });
+    world.run(5000);
+    assert_eq!(
+        world.lines("#"),
+        ["1000 #1 cancelled: something else took precedence", "1100 #2 done"]
+    );
+}
+
+#[test]
+fn scaling_is_done_where_another_slot_is_stopped() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(1000).wish(1, Wish::Stop { slot: Some(SlotId(0)) }).run(2000);
+    world.wish(2, Wish::Scale { count: 3 }).run(3000);
+    assert_eq!(world.lines("#2"), ["2000 #2 done"]);
+    assert_eq!(world.words(), ["stopped", "online", "online"]);
+}
+
+#[test]
+fn a_slot_that_is_scaled_away_is_neither_kept_by_a_stop_nor_by_a_start() {
+    let restart = Wish::Restart { slot: None, release: ReleaseId(2), rules: rules() };
+    for wish in [Wish::Stop { slot: None }, Wish::Start { slot: None }, restart] {
+        let mut world = World::new(2, &rules(), &[]);
+        world.run(20_000).wish(1, Wish::Scale { count: 1 }).wish(2, wish.clone()).run(40_000);
+        assert_eq!(world.words().len(), 1, "{wish:?}");
+        let answer = world.lines("#1");
+        assert_eq!(answer.len(), 1, "{wish:?}: {answer:?}");
+    }
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000).wish(1, Wish::Scale { count: 1 });
+    world.wish(2, Wish::Start { slot: Some(SlotId(1)) });
+    assert_eq!(world.lines("#2"), ["20000 #2 there is no slot 1"]);
+}
+
+#[test]
+fn a_crash_while_an_unneeded_newcomer_drains() {
+    let rules = Rules { listen_timeout: ms(1000), ..rules() };
+    let mut world = World::new(1, &rules, &[Life::Dies(22_000), Life::Hangs]);
+    world.run(20_000).wish(1, Wish::Reload { release: ReleaseId(2), rules: rules.clone() });
+    // The newcomer hangs, and does not mind being asked to stop.
+    world.running.insert(Generation(2), (SlotId(0), Life::Stubborn, None));
+    world.run(60_000);
+    assert_eq!(
+        world.lines("spawn"),
+        ["0 spawn 0.1 of 1", "20000 spawn 0.2 of 2", "22000 spawn 0.3 of 1"]
+    );
+    assert_eq!(world.words(), ["online"]);
+}
+
+#[test]
+fn a_restart_that_ends_early_leaves_stopped_what_it_did_not_come_to() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000).wish(1, Wish::Stop { slot: None }).run(21_000);
+    world.lives = [Life::Dies(500)].into();
+    world.wish(2, Wish::Restart { slot: None, release: ReleaseId(2), rules: rules() }).run(30_000);
+    assert_eq!(world.lines("#2"), ["21500 #2 slot 0 did not come online"]);
+    assert_eq!(world.words(), ["online", "stopped"]);
+    let releases = [1, 2].map(|id| (ReleaseId(id), rules())).into();
+    let fleet = world.policy.saved().clone();
+    let adopted = Policy::adopt(fleet, releases, Moment::from_ms(30_000), &mut Vec::new());
+    assert_eq!(adopted.saved(), world.policy.saved());
+}
+
+#[test]
+fn a_stop_wins_over_a_restart_that_has_not_come_to_the_slot() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(20_000).wish(1, Wish::Stop { slot: None }).run(21_000);
+    world.wish(2, Wish::Restart { slot: None, release: ReleaseId(2), rules: rules() });
+    world.wish(3, Wish::Stop { slot: Some(SlotId(1)) }).run(30_000);
+    assert_eq!(world.words(), ["online", "stopped"]);
+    assert_eq!(world.lines("#3"), ["21000 #3 done"]);
+}
+
+#[test]
+fn a_reload_to_one_that_hangs_goes_back_whatever_its_own_rules_say() {
+    let alone = Rules { beside: false, listen_timeout: ms(3000), ..rules() };
+    let restart = RestartRules { autorestart: false, delay: ms(7000), ..alone.restart.clone() };
+    let new = Rules { restart, ..alone.clone() };
+    for life in [Life::Hangs, Life::NoExec] {
+        let mut world = World::new(1, &alone, &[]);
+        world.run(20_000);
+        world.lives = [life].into();
+        let rules = new.clone();
+        world.wish(1, Wish::Reload { release: ReleaseId(2), rules }).run(60_000);
+        assert_eq!(world.words(), ["online"], "{life:?}");
+        let last = world.lines("spawn").pop();
+        assert!(last.is_some_and(|line| line.ends_with("spawn 0.3 of 1")), "{}", world.trace);
+    }
 }

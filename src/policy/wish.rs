@@ -51,7 +51,11 @@ impl Policy {
             | Wish::Reset { slot } => *slot,
             Wish::Reload { .. } | Wish::Scale { .. } | Wish::ShutDown { .. } => None,
         };
-        if let Some(slot) = slot.filter(|&slot| fleet.slot(slot).is_none()) {
+        let starts = matches!(wish, Wish::Start { .. } | Wish::Restart { .. });
+        if let Some(slot) = slot.filter(|&slot| {
+            // One that is scaled away can be signalled until it is gone, and not started any more.
+            fleet.slot(slot).is_none_or(|slot| starts && slot.goal == Goal::Remove)
+        }) {
             return Some(Refusal::NoSuchSlot(slot));
         }
         let changes = match wish {
@@ -115,17 +119,6 @@ impl Policy {
             Some(slot) => [slot].into(),
             None => self.fleet.slot_ids().collect(),
         };
-        // A restart of what is stopped starts it, as in PM2.
-        if kind == RollKind::Restart {
-            for &id in &remaining {
-                if let Some(slot) = self.fleet.slots.get_mut(usize::from(id.0))
-                    && slot.goal != Goal::Run
-                {
-                    slot.goal = Goal::Run;
-                    slot.release = release;
-                }
-            }
-        }
         self.fleet.roll = Some(Roll { kind, release, remaining, step: None });
         out.push(Action::Note(super::Note {
             slot,
@@ -142,7 +135,8 @@ impl Scene<'_> {
     }
 
     fn start_wish(&mut self, slot: Option<SlotId>) -> Taken {
-        let targets = self.targets(slot);
+        let mut targets = self.targets(slot);
+        targets.retain(|&id| self.fleet.slot(id).is_some_and(|slot| slot.goal != Goal::Remove));
         let mut changed = false;
         for &id in &targets {
             let Some(slot) = self.fleet.slots.get_mut(usize::from(id.0)) else { continue };
@@ -169,8 +163,10 @@ impl Scene<'_> {
 
     fn stop_wish(&mut self, slot: Option<SlotId>) -> Taken {
         let targets = self.targets(slot);
-        let stopped = |slot: &Slot| slot.is_vacant() && matches!(slot.current, Current::Stopped);
-        if targets.iter().all(|&id| self.fleet.slot(id).is_some_and(stopped)) {
+        // A restart that has not come to a stopped slot would still start it.
+        let restarting = self.fleet.roll.as_ref().is_some_and(|it| it.kind == RollKind::Restart);
+        let stopped = |&id: &SlotId| self.fleet.slot(id).is_some_and(Slot::is_stopped);
+        if !restarting && targets.iter().all(stopped) {
             return Taken::Answer(Outcome::AlreadySo);
         }
         // Stop wins.
@@ -185,8 +181,7 @@ impl Scene<'_> {
         if count == 0 || count > INSTANCES_MAX {
             return Taken::Answer(Outcome::Refused(Refusal::Count(count)));
         }
-        let wanted = self.fleet.slots.iter().filter(|slot| slot.goal != Goal::Remove).count();
-        if wanted == usize::from(count) {
+        if self.fleet.staying() == usize::from(count) {
             return Taken::Answer(Outcome::AlreadySo);
         }
         for id in self.fleet.slot_ids().collect::<Vec<_>>() {
@@ -203,7 +198,8 @@ impl Scene<'_> {
             self.fleet.slots.push(Slot::new(SlotId(id), release));
             self.start(SlotId(id));
         }
-        Taken::Await(Awaits::Count(count))
+        let wanted = self.fleet.slots.iter().filter(|slot| slot.goal == Goal::Run);
+        Taken::Await(Awaits::Count(count, wanted.map(|slot| slot.id).collect()))
     }
 
     fn signal_wish(&mut self, slot: Option<SlotId>, signal: i32) -> Taken {

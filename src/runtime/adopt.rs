@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -21,8 +20,8 @@ use super::instances::{self, Instance, Level};
 use super::keeper_link::KeeperLink;
 use super::output::Output;
 use super::record::{self, Record, Remembered};
-use super::release::{self, Release, ReleaseError};
-use super::spawn::Sockets;
+use super::release::{Release, ReleaseError};
+use super::sockets::{LOCK, Sockets, declare_remains};
 use super::{Arguments, Runtime};
 use crate::control::own_directory;
 use crate::control::protocol::INTERFACE;
@@ -34,9 +33,11 @@ pub(super) const STATUS_CONFIG: u8 = 78;
 /// Exit status where the machine does not let an app start.
 const STATUS_FAILED: u8 = 1;
 
-/// The names under which the keeper holds what belongs to the app as a whole.
-const LOCK: &str = "lock";
+/// The name under which the keeper holds the control socket.
 const CONTROL: &str = "control";
+
+/// How the names of the releases begin that the keeper holds.
+const RELEASE: &str = "release.";
 
 /// Why an app cannot be started.
 #[derive(Debug)]
@@ -147,17 +148,19 @@ struct Takeover<'a> {
 }
 
 /// Takes over from the keeper. `None` where the app cannot be started: the reason was printed, and
-/// the keeper told to end. One that was started before is never ended for such a reason: this
-/// supervisor fails, and the keeper tries another.
+/// the keeper told to end.
 pub(super) fn adopt() -> Result<Option<Runtime>, Error> {
     let mut keeper = KeeperLink::inherited()?;
     let HandOver { hello, children, fds } = handover::receive(&mut keeper)?;
-    let was_started = fds.keys().any(|name| name.starts_with(release::FD_NAME));
+    let was_started = fds.keys().any(|name| name.starts_with(RELEASE));
     let takeover = Takeover { keeper: &mut keeper, hello, children, fds, remarks: Vec::new() };
     match takeover.parts() {
         Ok(parts) => Runtime::new(keeper, parts).map(Some),
-        Err(StartError::System(error)) if was_started => Err(error),
-        Err(error) if was_started => Err(Error::new("adopt", io::Error::other(error.to_string()))),
+        // What was started goes on: the keeper tries again, or takes an upgrade back.
+        Err(error) if was_started => {
+            let error = std::io::Error::other(error.to_string());
+            Err(Error::new("adopt", error))
+        }
         Err(error) => {
             super::say_to_stderr(&error.to_string());
             keeper.say(&ToKeeper::Exit { code: error.status() }, &[])?;
@@ -169,8 +172,12 @@ pub(super) fn adopt() -> Result<Option<Runtime>, Error> {
 
 impl Takeover<'_> {
     fn parts(mut self) -> Result<Parts, StartError> {
+        let is_fresh = !self.fds.keys().any(|name| name.starts_with(RELEASE));
         let mut releases = self.sealed_releases();
-        let is_fresh = releases.is_empty();
+        // A running app is never started again from files that may have changed since.
+        if !is_fresh && releases.is_empty() {
+            return Err(StartError::Release(ReleaseError::Foreign));
+        }
         if is_fresh {
             let release = self.first_release()?;
             releases.insert(release.id, release);
@@ -184,8 +191,11 @@ impl Takeover<'_> {
             .map_err(|error| Error::at("make the directory", &directory, error))?;
         self.lock(&directory.join(LOCK), name)?;
         let level = Level::find(name, self.hello.keeper_pid);
-        self.declare_remains(&directory, &level)?;
+        // Before anything else is made, and again with what was.
+        let config = Some(newest.config.as_path());
+        declare_remains(self.keeper, &directory, &level, config, &Sockets::default())?;
         let sockets = self.sockets(&releases, &newest)?;
+        declare_remains(self.keeper, &directory, &level, config, &sockets)?;
         let control = self.control(&directory)?;
         if is_fresh {
             let fd = newest.seal()?;
@@ -225,7 +235,7 @@ impl Takeover<'_> {
     /// The releases that the keeper holds; one that cannot be read is a remark.
     fn sealed_releases(&mut self) -> BTreeMap<ReleaseId, Release> {
         let names: Vec<String> =
-            self.fds.keys().filter(|name| name.starts_with(release::FD_NAME)).cloned().collect();
+            self.fds.keys().filter(|name| name.starts_with(RELEASE)).cloned().collect();
         let mut releases = BTreeMap::new();
         for name in names {
             let Some(fd) = self.fds.remove(&name) else { continue };
@@ -257,15 +267,6 @@ impl Takeover<'_> {
             Err(LockError::System(error)) => Err(error.into()),
             Err(LockError::Held { pid }) => Err(StartError::Running { app: app.to_owned(), pid }),
         }
-    }
-
-    /// What the keeper removes at the very end, whoever ends the app.
-    fn declare_remains(&mut self, directory: &std::path::Path, level: &Level) -> Result<(), Error> {
-        let text = |path: &std::path::Path| path.display().to_string();
-        let files = [INTERFACE, LOCK].map(|name| text(&directory.join(name))).to_vec();
-        let home = level.home().map(|home| text(home.path()));
-        let directories = home.into_iter().chain([text(directory)]).collect();
-        self.keeper.say(&ToKeeper::Remove { files, directories }, &[])
     }
 
     fn sockets(
@@ -340,8 +341,7 @@ impl Takeover<'_> {
         let mut known = BTreeSet::new();
         for Known { child, pidfd, exited } in std::mem::take(&mut self.children) {
             let ended = exited.is_some();
-            let (generation, instance) =
-                instances::adopt(&child, pidfd, ended, &mut self.fds, clock::now());
+            let (generation, instance) = instances::adopt(&child, pidfd, ended, &mut self.fds);
             known.insert(generation);
             if held.contains(&generation) {
                 let pid = child.pid;
@@ -395,7 +395,8 @@ fn survivor(known: &Known) -> Option<Survivor> {
 pub(super) fn exit_of(exited: &crate::keeper::protocol::Exited) -> Exit {
     match (exited.signal, exited.code) {
         (Some(signal), _) => Exit::Signal { signal, core: exited.core },
-        (None, code) => Exit::Code(code.unwrap_or_default()),
+        (None, Some(code)) => Exit::Code(code),
+        (None, None) => Exit::Unseen,
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::{Group, geteuid};
 
-use crate::control::server::{Connection, GroupIds, Peer, admits};
+use crate::control::server::{Connection, GroupIds, admits};
 use crate::policy::{Outcome, Ticket};
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Ready};
@@ -114,7 +114,6 @@ impl Runtime {
         if let Err(error) = self.poll.add(&socket, Source::Client(id).token(), Interest::READABLE) {
             return self.warn(&error.to_string());
         }
-        let peer = Peer { pid: peer.pid, uid: peer.uid, gid: peer.gid, groups: peer.groups };
         let connection = Connection::new(peer, &group_ids(), self.app_uid(), clock::now());
         let client = Client { socket, connection, watched: Interest::READABLE };
         self.control.clients.insert(id, client);

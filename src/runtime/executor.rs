@@ -70,7 +70,7 @@ impl Runtime {
             PMR_GENERATION = note.generation.map(|generation| generation.0),
             "{text}"
         );
-        self.output.own_line(&text);
+        self.print_log();
         self.tell_watchers(note);
     }
 
@@ -82,7 +82,14 @@ impl Runtime {
     /// Something the operator should know that is no event of an instance.
     pub(super) fn warn(&mut self, text: &str) {
         tracing::warn!(PMR_APP = self.app_name(), "{text}");
-        self.output.own_line(text);
+        self.print_log();
+    }
+
+    /// Prints pmr's own events in their place between the instances' lines.
+    pub(super) fn print_log(&mut self) {
+        for text in self.log.take() {
+            self.output.own_line(&text);
+        }
     }
 
     /// Says once what this machine allows.
@@ -99,7 +106,8 @@ impl Runtime {
         };
         // An adopt changes nothing about it.
         if self.hello.deaths_total == 0 && self.hello.upgrade.is_none() {
-            self.output.own_line(&format!("{} {text}", self.app_name()));
+            tracing::info!(PMR_APP = self.app_name(), "{} {text}", self.app_name());
+            self.print_log();
         }
     }
 

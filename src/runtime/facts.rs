@@ -128,7 +128,7 @@ impl Runtime {
         loop {
             let Some(instance) = self.instances.get(&generation) else { return };
             let Some(socket) = &instance.notify else { return };
-            let said = match unix::receive_notify(socket.as_fd()) {
+            let said = match unix::peek_notify(socket.as_fd()) {
                 Ok(Some(said)) => said,
                 Ok(None) => return,
                 Err(error) => return self.warn(&error.to_string()),
@@ -142,7 +142,25 @@ impl Runtime {
             let waits = release.is_some_and(|release| release.spec.ready == Readiness::Notify);
             if trusted && waits && said.text.lines().any(|line| line == "READY=1") {
                 self.events.push_back(Event::Fact(Fact::Ready { generation }));
+                // It is taken when it stands in recorded state: until then it can be heard again.
+                self.heard_ready.push(generation);
+                return;
             }
+            self.take_notify(generation);
+        }
+    }
+
+    fn take_notify(&mut self, generation: Generation) {
+        let socket = self.instances.get(&generation).and_then(|it| it.notify.as_ref());
+        if let Some(Err(error)) = socket.map(|socket| unix::take_notify(socket.as_fd())) {
+            self.warn(&error.to_string());
+        }
+    }
+
+    /// Takes the notifications whose facts are recorded.
+    pub(super) fn take_heard(&mut self) {
+        for generation in std::mem::take(&mut self.heard_ready) {
+            self.take_notify(generation);
         }
     }
 

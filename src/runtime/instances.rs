@@ -132,7 +132,6 @@ pub(super) fn adopt(
     pidfd: OwnedFd,
     ended: bool,
     fds: &mut BTreeMap<String, OwnedFd>,
-    now_ms: u64,
 ) -> (Generation, Instance) {
     let generation = Generation(child.generation);
     let mut take = |kind| fds.remove(&fd_name(kind, generation));
@@ -148,9 +147,16 @@ pub(super) fn adopt(
         err: take("err"),
         ended,
         sampled: None,
-        spawned_at_ms: now_ms,
+        spawned_at_ms: started_at_ms(child.pid),
     };
     (generation, instance)
+}
+
+/// When a process was started, on the monotonic clock. The kernel counts from the boot with the time
+/// in suspend, which makes an average over a suspend a little too small.
+fn started_at_ms(pid: u32) -> u64 {
+    let since_boot = procfs::start_time(pid).map(procfs::from_ticks).unwrap_or_default();
+    u64::try_from(since_boot.as_millis()).unwrap_or_default()
 }
 
 /// Where instances' groups are made.

@@ -2,7 +2,8 @@
 //!
 //! One thread, one loop. A turn is: wait for fds or the next deadline; make events of what is
 //! there, facts before wishes; let the core decide; record what it remembers; carry out its
-//! actions, whose answers are events of the same turn. Nothing else blocks.
+//! actions, whose answers are events of the same turn. Nothing else waits: no peer, no terminal and
+//! no child. A restart and a reload read the config in between.
 
 mod adopt;
 mod answers;
@@ -13,9 +14,11 @@ mod facts;
 mod handover;
 mod instances;
 mod keeper_link;
+mod log;
 mod output;
 mod record;
 mod release;
+mod sockets;
 mod sources;
 mod spawn;
 mod upgrade;
@@ -39,8 +42,8 @@ use keeper_link::KeeperLink;
 use output::Output;
 use record::Record;
 use release::Release;
+use sockets::Sockets;
 use sources::Source;
-use spawn::Sockets;
 
 pub use upgrade::preflight;
 
@@ -90,6 +93,7 @@ pub(crate) struct Runtime {
     record: Record,
     spawner: Spawner,
     output: Output,
+    log: log::Waiting,
     policy: Policy,
     instances: BTreeMap<Generation, Instance>,
     remains: BTreeMap<Generation, Remains>,
@@ -99,6 +103,8 @@ pub(crate) struct Runtime {
     events: VecDeque<Event>,
     /// pmr's own OOM score is below an app's.
     oom_score_below: bool,
+    /// Instances that said `READY=1` in this turn.
+    heard_ready: Vec<Generation>,
     outputs_paused: bool,
     keeper_waits: bool,
     heartbeat_at_ms: u64,
@@ -155,6 +161,7 @@ impl Runtime {
             record: parts.record,
             spawner: parts.spawner,
             output: parts.output,
+            log: log::Waiting::collect(),
             policy: parts.policy,
             instances: BTreeMap::new(),
             remains: BTreeMap::new(),
@@ -162,6 +169,7 @@ impl Runtime {
             poll,
             events: parts.events,
             oom_score_below: oom_score_below(),
+            heard_ready: Vec::new(),
             outputs_paused: false,
             keeper_waits: false,
             heartbeat_at_ms: now,
@@ -240,6 +248,7 @@ impl Runtime {
                 self.policy.handle(now, event, &mut actions);
             }
             self.save();
+            self.take_heard();
             self.perform_all(actions);
         }
         self.forget_releases();

@@ -1,7 +1,7 @@
 //! From the core's `Spawn` to a registered child: the plan, the clone, and `Born`.
 
 use std::ffi::{CString, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -231,69 +231,6 @@ fn environment(
             CString::new(line).map_err(|_| nul())
         })
         .collect()
-}
-
-/// The listening sockets of an app: bound once, held by the keeper, shared by all instances.
-#[derive(Debug, Default)]
-pub(super) struct Sockets {
-    bound: std::collections::BTreeMap<crate::spec::ListenAddress, OwnedFd>,
-}
-
-impl Sockets {
-    /// The name under which the keeper holds the socket of an address.
-    pub(super) fn fd_name(address: &crate::spec::ListenAddress) -> String {
-        format!("listen.{address}")
-    }
-
-    /// Takes back what the keeper held for these addresses.
-    pub(super) fn adopt<'a>(
-        addresses: impl Iterator<Item = &'a crate::spec::ListenAddress>,
-        fds: &mut std::collections::BTreeMap<String, OwnedFd>,
-    ) -> Self {
-        let bound = addresses.filter_map(|address| {
-            fds.remove(&Self::fd_name(address)).map(|fd| (address.clone(), fd))
-        });
-        Self { bound: bound.collect() }
-    }
-
-    pub(super) fn is_bound(&self, address: &crate::spec::ListenAddress) -> bool {
-        self.bound.contains_key(address)
-    }
-
-    pub(super) fn insert(&mut self, address: crate::spec::ListenAddress, fd: OwnedFd) {
-        self.bound.insert(address, fd);
-    }
-
-    /// Closes the sockets whose address is not wanted any more, and names them.
-    pub(super) fn retain(
-        &mut self,
-        wanted: &std::collections::BTreeSet<crate::spec::ListenAddress>,
-    ) -> Vec<String> {
-        let gone: Vec<_> =
-            self.bound.keys().filter(|address| !wanted.contains(*address)).cloned().collect();
-        gone.iter()
-            .map(|address| {
-                self.bound.remove(address);
-                Self::fd_name(address)
-            })
-            .collect()
-    }
-
-    /// How many sockets an instance of `release` inherits.
-    pub(super) fn count(&self, release: &Release) -> usize {
-        self.of(release).len()
-    }
-
-    /// The sockets that an instance of `release` inherits, in the order of its config.
-    pub(super) fn of(&self, release: &Release) -> Vec<BorrowedFd<'_>> {
-        match release.spec.exec_mode {
-            crate::spec::ExecMode::Fork => Vec::new(),
-            crate::spec::ExecMode::Cluster => {
-                let addresses = release.spec.listen.iter();
-                addresses.filter_map(|it| self.bound.get(it).map(AsFd::as_fd)).collect()
-            }
-        }
-    }
 }
 
 /// The words for a failed exec.

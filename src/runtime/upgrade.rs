@@ -126,7 +126,8 @@ impl Runtime {
         // The answer is on its way before the keeper replaces this supervisor.
         self.flush_clients();
         let path = check.path.display().to_string();
-        self.output.own_line(&format!("{} goes on as {path}", self.app_name()));
+        tracing::info!(PMR_APP = self.app_name(), "{} goes on as {path}", self.app_name());
+        self.print_log();
         self.output.flush();
         let upgrade = ToKeeper::Upgrade { path };
         if let Err(error) = self.keeper.say(&upgrade, &[check.binary.as_fd()]) {

@@ -9,7 +9,7 @@ use crate::policy::{Event, ReleaseId, SlotId, Ticket, Wish};
 use super::Runtime;
 use super::adopt::{StartError, bind_missing};
 use super::release::Release;
-use super::spawn::Sockets;
+use super::sockets::{Sockets, declare_remains};
 
 /// For what the config is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,13 @@ impl Runtime {
             self.keeper.say(&ToKeeper::Store { name, generation: None }, &[fd.as_fd()])?;
             self.sockets.insert(address, fd);
         }
+        declare_remains(
+            &mut self.keeper,
+            &self.directory,
+            &self.level,
+            Some(&release.config),
+            &self.sockets,
+        )?;
         let name = Release::fd_name(id);
         self.keeper.say(&ToKeeper::Store { name, generation: None }, &[sealed.as_fd()])?;
         self.releases.insert(id, release.clone());

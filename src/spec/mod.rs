@@ -87,7 +87,7 @@ pub struct Identity {
     pub umask: Option<u32>,
 }
 
-/// How the app's environment is made (DESIGN 3, `env`).
+/// How the app's environment is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// `env`, overlaid with `env_NAME` where `--env NAME` was given.
@@ -163,7 +163,7 @@ pub enum Balance {
     Source,
 }
 
-/// When and how often an exited instance is started again (DESIGN 3 and 4).
+/// When and how often an exited instance is started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartRules {
     /// Whether an exit nobody asked for is followed by a start.

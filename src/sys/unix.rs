@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -238,40 +238,67 @@ fn read_holder(file: &mut File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// The next notification that waits. One that is too long or not UTF-8 is passed over, and file
-/// descriptors beside one are closed, which is what `BARRIER=1` waits for.
-pub fn receive_notify(socket: impl AsFd) -> Result<Option<Notification>> {
+/// The next notification that waits; it is taken. One that is too long or not UTF-8 is passed over,
+/// and file descriptors beside one are closed, which is what `BARRIER=1` waits for.
+pub fn take_notify(socket: impl AsFd) -> Result<Option<Notification>> {
     loop {
-        let mut text = [0_u8; NOTIFICATION_BYTES_MAX];
-        let mut control = Credentials([0; CREDENTIALS_BYTES]);
-        let mut slice = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
-        // SAFETY: all zeroes are a valid msghdr without address, data and control data. It has
-        // private padding with musl, so it cannot be written as a literal.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = &raw mut slice;
-        message.msg_iovlen = 1;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        // The room is for the credentials only, which the kernel writes first: of any file
-        // descriptors none is installed in this process.
-        message.msg_controllen = CREDENTIALS_BYTES;
-        let fd = socket.as_fd().as_raw_fd();
-        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-        // SAFETY: the pointers of `message` are to live buffers of the lengths it says.
-        let result = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
-        let Ok(count) = usize::try_from(result) else {
-            let error = io::Error::last_os_error();
-            return match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
-                _ => Err(Error::new("receive a notification", error)),
-            };
-        };
-        let whole = message.msg_flags & libc::MSG_TRUNC == 0;
-        if let (true, Some((pid, uid)), Ok(text)) =
-            (whole, control.sender(), std::str::from_utf8(text.get(..count).unwrap_or_default()))
-        {
-            return Ok(Some(Notification { pid, uid, text: text.to_owned() }));
+        match receive_notify(socket.as_fd(), 0)? {
+            Datagram::None => return Ok(None),
+            Datagram::Bad => {}
+            Datagram::Good(notification) => return Ok(Some(notification)),
         }
     }
+}
+
+/// The same, and it stays: whoever looks next sees it again.
+pub fn peek_notify(socket: impl AsFd) -> Result<Option<Notification>> {
+    loop {
+        match receive_notify(socket.as_fd(), libc::MSG_PEEK)? {
+            Datagram::None => return Ok(None),
+            Datagram::Bad => drop(receive_notify(socket.as_fd(), 0)?),
+            Datagram::Good(notification) => return Ok(Some(notification)),
+        }
+    }
+}
+
+/// What waits on a notify socket.
+enum Datagram {
+    None,
+    Bad,
+    Good(Notification),
+}
+
+fn receive_notify(socket: BorrowedFd<'_>, flags: i32) -> Result<Datagram> {
+    let mut text = [0_u8; NOTIFICATION_BYTES_MAX];
+    let mut control = Credentials([0; CREDENTIALS_BYTES]);
+    let mut slice = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+    // SAFETY: all zeroes are a valid msghdr without address, data and control data. It has
+    // private padding with musl, so it cannot be written as a literal.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    // The room is for the credentials only, which the kernel writes first: of any file
+    // descriptors none is installed in this process.
+    message.msg_controllen = CREDENTIALS_BYTES;
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the pointers of `message` are to live buffers of the lengths it says.
+    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
+    let Ok(count) = usize::try_from(result) else {
+        let error = io::Error::last_os_error();
+        return match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Datagram::None),
+            _ => Err(Error::new("receive a notification", error)),
+        };
+    };
+    let whole = message.msg_flags & libc::MSG_TRUNC == 0;
+    let text = std::str::from_utf8(text.get(..count).unwrap_or_default());
+    Ok(match (whole, control.sender(), text) {
+        (true, Some((pid, uid)), Ok(text)) => {
+            Datagram::Good(Notification { pid, uid, text: text.to_owned() })
+        }
+        (_, _, _) => Datagram::Bad,
+    })
 }
 
 /// `cmsghdr` (16 bytes) and `ucred` (12 bytes), as `SCM_CREDENTIALS` comes on a 64-bit machine.
@@ -383,9 +410,9 @@ mod tests {
         let directory = Directory::new("unix-notify");
         let path = directory.path().join("notify");
         let socket = notify_socket(&path, 0o666).unwrap();
-        assert_eq!(receive_notify(&socket).unwrap(), None);
+        assert_eq!(take_notify(&socket).unwrap(), None);
         notify(path.as_os_str(), "READY=1\nSTATUS=x").unwrap();
-        let got = receive_notify(&socket).unwrap().unwrap();
+        let got = take_notify(&socket).unwrap().unwrap();
         assert_eq!((got.pid, got.text.as_str()), (std::process::id(), "READY=1\nSTATUS=x"));
         assert_eq!(got.uid, rustix::process::geteuid().as_raw());
 
@@ -393,8 +420,8 @@ mod tests {
         let sender = UnixDatagram::unbound().unwrap();
         sender.send_to(b"\xff\xfe", &path).unwrap();
         notify(path.as_os_str(), "").unwrap();
-        assert_eq!(receive_notify(&socket).unwrap().unwrap().text, "");
-        assert_eq!(receive_notify(&socket).unwrap(), None);
+        assert_eq!(take_notify(&socket).unwrap().unwrap().text, "");
+        assert_eq!(take_notify(&socket).unwrap(), None);
 
         // BARRIER=1 carries a pipe; its sender waits until no copy is open.
         let (reader, writer) = testing::pipe().unwrap();
@@ -407,7 +434,7 @@ mod tests {
         rustix::net::sendmsg(&sender, &[io::IoSlice::new(b"BARRIER=1")], &mut control, flags)
             .unwrap();
         drop(writer);
-        assert_eq!(receive_notify(&socket).unwrap().unwrap().text, "BARRIER=1");
+        assert_eq!(take_notify(&socket).unwrap().unwrap().text, "BARRIER=1");
         assert_eq!(rustix::io::read(&reader, &mut [0_u8; 4][..]).unwrap(), 0);
     }
 

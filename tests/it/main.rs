@@ -13,6 +13,8 @@ mod bare;
 #[cfg(test)]
 mod basics;
 #[cfg(test)]
+mod failpoints;
+#[cfg(test)]
 mod foreground;
 #[cfg(test)]
 mod load;

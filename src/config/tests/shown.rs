@@ -38,12 +38,6 @@ fn all_problems_of_a_file_are_shown_at_once() {
       |
       = hint: the kernel would kill an instance before pmr could replace it
 
-    note: `max_memory_restart` has no effect yet: memory is not watched
-     --> web.toml:6:22
-      |
-    6 | max_memory_restart = "1G"
-      |                      ^^^^
-
     error: unknown key `out_file`
      --> web.toml:7:1
       |

@@ -1,0 +1,213 @@
+//! The supervisor killed between any two of its effects.
+//!
+//! strace stops it at the entry of the n-th system call of a kind and kills it there, so each effect
+//! on the world is a fail-point, and the product needs no hooks. Whatever the supervisor was at, the
+//! next one must end with the same result: the wanted instances, each once, and nothing left over.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::Signal;
+
+use crate::app::{App, Setup, State, python};
+use crate::procs::{self, skip};
+
+/// The calls by which the supervisor changes the world, or learns what it acts on.
+const EFFECTS: [&str; 14] = [
+    "pwrite64",
+    "sendmsg",
+    "clone3",
+    "mkdir",
+    "rmdir",
+    "unlink",
+    "write",
+    "bind",
+    "rename",
+    "read",
+    "openat",
+    "close",
+    "epoll_ctl",
+    "pidfd_send_signal",
+];
+
+/// strace on the supervisor, which kills it at the n-th call of a kind.
+struct Trap {
+    strace: Child,
+    supervisor: u32,
+}
+
+impl Trap {
+    fn set(app: &App, call: &str, count: u32) -> Self {
+        let supervisor = app.eventually("a supervisor", || app.supervisor());
+        let inject = format!("inject={call}:signal=SIGKILL:when={count}");
+        let strace = Command::new("strace")
+            .args(["-qq", "-o", "/dev/null", "-p", &supervisor.to_string()])
+            .args(["-e", &format!("trace={call}"), "-e", &inject])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let trap = Self { strace, supervisor };
+        app.eventually("the trap is set", || {
+            let status = fs::read_to_string(format!("/proc/{supervisor}/status")).ok()?;
+            (!status.contains("TracerPid:\t0\n")).then_some(())
+        });
+        trap
+    }
+
+    /// Whether it went off; from now on it does not any more.
+    fn disarm(mut self) -> bool {
+        if procs::lives(self.supervisor) {
+            self.strace.kill().unwrap();
+            self.strace.wait().unwrap();
+            return !procs::lives(self.supervisor);
+        }
+        self.strace.wait().unwrap();
+        true
+    }
+}
+
+fn is_possible(test: &str) -> bool {
+    if !procs::has("strace") {
+        skip(test, "there is no strace");
+    } else if !procs::is_root() {
+        skip(test, "only root may trace a process that is not its child");
+    } else {
+        return true;
+    }
+    false
+}
+
+/// Exactly the instances that status shows run, each in a group of its own.
+fn assert_whole(app: &App, state: &State, point: &str) {
+    app.eventually(&format!("{point}: each instance once"), || {
+        let mut running = app.processes();
+        let mut shown = state.pids();
+        running.sort_unstable();
+        shown.sort_unstable();
+        (running == shown).then_some(())
+    });
+    let Some(home) = app.home().filter(|home| home.is_dir()) else { return };
+    app.eventually(&format!("{point}: each group once"), || {
+        let groups = fs::read_dir(&home).ok()?.flatten();
+        let groups = groups.filter(|it| it.file_name().to_string_lossy().starts_with("i-"));
+        (groups.count() == state.len()).then_some(())
+    });
+}
+
+/// Does `act` with the supervisor killed at each fail-point on the way, of each kind of call, until
+/// one is not reached any more. `counts` thins out the points of kinds with many.
+fn at_every_point(
+    app: &App,
+    counts: impl Fn(u32) -> u32,
+    act: impl Fn(&App, &State),
+    settle: impl Fn(&App, &State, &str) -> State,
+) -> u32 {
+    let mut deaths = 0;
+    for call in EFFECTS {
+        let mut count = 1;
+        loop {
+            let point = format!("{call} {count}");
+            let before = app.online(2);
+            let trap = Trap::set(app, call, count);
+            act(app, &before);
+            let after = settle(app, &before, &point);
+            let sprung = trap.disarm();
+            assert_whole(app, &after, &point);
+            if !sprung {
+                break;
+            }
+            deaths += 1;
+            count = counts(count);
+        }
+    }
+    deaths
+}
+
+fn sleepers(test: &str) -> App {
+    let config = "command = [\"sleep\", \"1000000\"]\ninstances = 2\nmax_restarts = 1000\n\
+                min_uptime = 100\nkill_timeout = \"5s\"\nstable_for = 10\n";
+    Setup::new(test).config(config).start()
+}
+
+#[test]
+fn a_crash_is_followed_by_one_restart_wherever_the_supervisor_dies() {
+    if !is_possible("a_crash_is_followed_by_one_restart_wherever_the_supervisor_dies") {
+        return;
+    }
+    let app = sleepers("crashpoints");
+    let deaths = at_every_point(
+        &app,
+        |count| count + 1,
+        |_, before| assert!(procs::signal(before.pid(0).unwrap(), Signal::KILL)),
+        |app, before, point| {
+            let after = app.state(&format!("{point}: slot 0 is back"), |state| {
+                state.len() == 2
+                    && state.word(0) == "online"
+                    && state.word(1) == "online"
+                    && state.pid(0) != before.pid(0)
+            });
+            assert_eq!(after.pid(1), before.pid(1), "{point}: slot 1 was not touched");
+            assert_eq!(after.number(0, "restarts"), before.number(0, "restarts") + 1, "{point}");
+            after
+        },
+    );
+    assert!(deaths >= 20, "the trap went off {deaths} times only");
+}
+
+/// `READY=1` is said once, and nobody says it again for a supervisor that died with it.
+#[test]
+fn a_readiness_is_heard_wherever_the_supervisor_dies() {
+    if !is_possible("a_readiness_is_heard_wherever_the_supervisor_dies") {
+        return;
+    }
+    let notifier = python(
+        "import os, socket, time\n\
+         s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+         s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\n\
+         time.sleep(1000000)",
+    );
+    let rules = "instances = 2\nmax_restarts = 1000\nmin_uptime = 100\nready = \"notify\"\n\
+                 listen_timeout = \"1h\"\n";
+    let app = Setup::new("readypoints").config(&format!("{notifier}{rules}")).start();
+    for count in 1..16 {
+        let before = app.online(2);
+        let trap = Trap::set(&app, "pwrite64", count);
+        assert!(procs::signal(before.pid(0).unwrap(), Signal::KILL));
+        app.state(&format!("pwrite64 {count}: slot 0 is back"), |state| {
+            state.len() == 2 && state.word(0) == "online" && state.pid(0) != before.pid(0)
+        });
+        if !trap.disarm() {
+            assert!(count > 3, "a restart is recorded in several steps");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_stop_and_a_start_end_well_wherever_the_supervisor_dies() {
+    if !is_possible("a_stop_and_a_start_end_well_wherever_the_supervisor_dies") {
+        return;
+    }
+    let app = sleepers("stoppoints");
+    let name = app.setup.name.clone();
+    // A wish is lost with the supervisor that heard it, so it is said until it is done.
+    let until_done = |app: &App, verb: &str, point: &str| {
+        app.eventually(&format!("{point}: {verb} is done"), || {
+            (app.pmr(&[verb, &name]).code == 0).then_some(())
+        });
+    };
+    let deaths = at_every_point(
+        &app,
+        |count| count + 1 + count / 2,
+        |app, _| drop(app.pmr(&["stop", &name, "--no-wait"])),
+        |app, _, point| {
+            until_done(app, "stop", point);
+            app.eventually(&format!("{point}: nothing runs"), || {
+                app.processes().is_empty().then_some(())
+            });
+            until_done(app, "start", point);
+            app.online(2)
+        },
+    );
+    assert!(deaths >= 20, "the trap went off {deaths} times only");
+}
