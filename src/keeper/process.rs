@@ -146,7 +146,7 @@ impl Keeper {
         loop {
             self.turn(clock::now());
             if let Some(code) = self.over(clock::now()) {
-                self.removal.perform(self.table.groups());
+                self.removal.perform();
                 return Ok(code);
             }
             let wait = self.deadline().map(|at| at.saturating_sub(clock::now()));

@@ -124,11 +124,6 @@ impl Table {
         self.strangers.clear();
     }
 
-    /// The groups of all instances whose exit was not acknowledged.
-    pub(super) fn groups(&self) -> impl Iterator<Item = &String> {
-        self.children.values().filter_map(|entry| entry.child.will.cgroup.as_ref())
-    }
-
     /// Replaces a last will. One for an instance that is gone has no meaning any more.
     pub(super) fn set_will(&mut self, generation: u64, will: Will) -> Result<(), Violation> {
         check(&will)?;

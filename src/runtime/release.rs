@@ -27,9 +27,6 @@ const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
 /// (bounded by the kernel's `ARG_MAX`), and room.
 const RELEASE_BYTES_MAX: usize = 8 << 20;
 
-/// What the keeper's names of releases begin with.
-pub(super) const FD_NAME: &str = "release.";
-
 /// One reading of an app's config.
 #[derive(Debug, Clone)]
 pub(super) struct Release {
@@ -118,7 +115,7 @@ impl Release {
 
     /// The name under which the keeper holds it.
     pub(super) fn fd_name(id: ReleaseId) -> String {
-        format!("{FD_NAME}{id}")
+        format!("release.{id}")
     }
 
     /// Seals it.
