@@ -4,9 +4,9 @@
 //! ([`policy`]) turns moments and events into actions, and knows neither clock nor kernel; a thin
 //! [`runtime`] waits, reads facts from the kernel, feeds the core, and carries the actions out. The
 //! answer to each action is again an event. The [`keeper`] is the parent of supervisor and
-//! instances, holds what must outlive a supervisor, and decides nothing. Crash is a normal path: the
-//! start of a supervisor *is* an adopt. The command line ([`cli`]) sees an app through its control
-//! socket ([`control`]) only.
+//! instances, holds what must outlive a supervisor, and decides nothing. Crash is a normal path:
+//! the start of a supervisor *is* an adopt. The command line ([`cli`]) sees an app through its
+//! control socket ([`control`]) only.
 //!
 //! Read the modules in this order; `ARCHITECTURE.md` has the map, the invariants and the glossary.
 //!

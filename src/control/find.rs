@@ -27,8 +27,9 @@ pub fn directories(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> 
     directories_of(variable, rustix::process::geteuid().is_root())
 }
 
-/// The directory in which a supervisor makes its app's, made where it is not there. In the temporary
-/// directory it must be the caller's own, as for tmux(1): else it could be somebody's trap.
+/// The directory in which a supervisor makes its app's, made where it is not there. In the
+/// temporary directory it must be the caller's own, as for tmux(1): else it could be somebody's
+/// trap.
 pub fn own_directory(variable: impl Fn(&str) -> Option<OsString>) -> io::Result<PathBuf> {
     let is_root = rustix::process::geteuid().is_root();
     let mut all = directories_of(variable, is_root).into_iter();

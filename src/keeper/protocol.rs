@@ -209,7 +209,8 @@ pub enum ToKeeper {
     Remove {
         /// Unlinked first.
         files: Vec<String>,
-        /// Removed after them, in this order, with the groups and sockets in them, where nothing else is.
+        /// Removed after them, in this order, with the groups and sockets in them, where nothing
+        /// else is.
         directories: Vec<String>,
     },
     /// One assignment for the service manager (`READY=1`, `STATUS=…`); dropped where there is none.

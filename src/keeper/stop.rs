@@ -230,8 +230,8 @@ impl Removal {
 }
 
 /// Removes what a supervisor that died left in a directory of its own: the groups of instances in
-/// the app's, their notify sockets in the runtime's. Regular files are never touched, so a directory
-/// that holds one stays.
+/// the app's, their notify sockets in the runtime's. Regular files are never touched, so a
+/// directory that holds one stays.
 fn empty(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {

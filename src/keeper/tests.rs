@@ -266,8 +266,8 @@ fn orphans_are_reaped_and_none_outlives_the_keeper() {
     let list = rig.directory.path().join("list");
     // Two daemons in sessions of their own, whose parent ends.
     let script = format!(
-        "for n in $(seq 200); do (true &); done; for n in 1 2; do setsid sleep 100000 & echo $! >> {0}.part; \
-         done; mv {0}.part {0}; exit 5",
+        "for n in $(seq 200); do (true &); done; \
+         for n in 1 2; do setsid sleep 100000 & echo $! >> {0}.part; done; mv {0}.part {0}; exit 5",
         list.display()
     );
     rig.born(&mut supervisor, 1, 100, &script);

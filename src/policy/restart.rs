@@ -4,7 +4,8 @@
 //! its spawn. `max_restarts` unstable exits within `restart_window` make the slot errored. The
 //! window's clock counts the time in which instances of the slot were online, so that neither a
 //! delay, a backoff nor a slow boot ever lets an old exit drop out of it. (In PM2 7 a delay or a
-//! backoff switches the limit off: `God.js` compares with the time since the app was first started.)
+//! backoff switches the limit off: `God.js` compares with the time since the app was first
+//! started.)
 
 use std::collections::VecDeque;
 use std::time::Duration;

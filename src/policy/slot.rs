@@ -314,7 +314,7 @@ impl Slot {
         failure: SpawnFailure,
         turn: &mut Turn<'_>,
     ) {
-        let Some(instance) = self.find(generation) else { return };
+        let Some(instance) = self.find(generation).filter(|it| it.may_run()) else { return };
         let release = instance.release;
         if !instance.is_wanted() {
             turn.note(generation, Reason::Ended { exit: None });

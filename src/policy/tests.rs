@@ -725,3 +725,18 @@ fn what_was_never_asked_to_stop_has_its_time_to_after_an_adopt() {
     world.run(65_000);
     assert_eq!(world.lines("killing it").len(), 1);
 }
+
+#[test]
+fn a_stale_spawn_failure_does_not_change_what_follows_an_exit() {
+    let restart = RestartRules { max_restarts: 1, ..rules().restart };
+    let mut world = World::new(1, &Rules { restart, ..rules() }, &[]);
+    let (generation, now, mut out) = (Generation(1), Moment::from_ms(0), Vec::new());
+    let exit = Event::Fact(Fact::Exited { generation, exit: Exit::Code(1) });
+    world.policy.handle(now, exit, &mut out);
+    let before = world.policy.saved().clone();
+    let failure = SpawnFailure { message: "EAGAIN".to_owned(), transient: true };
+    out.clear();
+    let stale = Event::Fact(Fact::SpawnFailed { generation, failure });
+    world.policy.handle(now, stale, &mut out);
+    assert_eq!((world.policy.saved(), out), (&before, vec![]));
+}

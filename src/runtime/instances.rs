@@ -152,8 +152,8 @@ pub(super) fn adopt(
     (generation, instance)
 }
 
-/// When a process was started, on the monotonic clock. The kernel counts from the boot with the time
-/// in suspend, which makes an average over a suspend a little too small.
+/// When a process was started, on the monotonic clock. The kernel counts from the boot with the
+/// time in suspend, which makes an average over a suspend a little too small.
 fn started_at_ms(pid: u32) -> u64 {
     let since_boot = procfs::start_time(pid).map(procfs::from_ticks).unwrap_or_default();
     u64::try_from(since_boot.as_millis()).unwrap_or_default()

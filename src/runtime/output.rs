@@ -1,7 +1,7 @@
 //! The foreground's output: lines of instances and of pmr itself, prefixed, onto stdout and stderr.
 //!
-//! Nothing here waits. A terminal that stands still fills a bounded queue, then nothing more is read
-//! from the instances' pipes, and they wait as they would with any pipe.
+//! Nothing here waits. A terminal that stands still fills a bounded queue, then nothing more is
+//! read from the instances' pipes, and they wait as they would with any pipe.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IsTerminal as _};

@@ -177,7 +177,8 @@ fn resolve(spec: &Spec) -> Result<Option<Identity>, ReleaseError> {
     Ok(identity.filter(|identity| !identity.is_current()))
 }
 
-/// What pmr was started with, then the user's, the file's and the config's variables: the last wins.
+/// What pmr was started with, then the user's, the file's and the config's variables: the last
+/// wins.
 fn environment(
     spec: &Spec,
     identity: Option<&Identity>,

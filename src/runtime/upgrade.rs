@@ -48,8 +48,8 @@ impl Check {
     }
 }
 
-/// What `pmr preflight KEEPER-PID` does: whether this binary can go on from the state on its stdin and
-/// from the releases that the keeper holds. Says why not on stderr, with exit status 1.
+/// What `pmr preflight KEEPER-PID` does: whether this binary can go on from the state on its stdin
+/// and from the releases that the keeper holds. Says why not on stderr, with exit status 1.
 pub fn preflight(keeper_pid: u32) -> u8 {
     let state = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string());
     let result = state

@@ -413,7 +413,9 @@ impl World {
         }
         for (&generation, entry) in &self.ledger.instances {
             if entry.known == Known::Ended {
+                let failure = SpawnFailure { message: String::new(), transient: false };
                 facts.extend([
+                    Fact::SpawnFailed { generation, failure },
                     Fact::Exited { generation, exit: CRASH },
                     Fact::Ready { generation },
                     Fact::Lost { generation },

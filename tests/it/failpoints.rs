@@ -1,8 +1,9 @@
 //! The supervisor killed between any two of its effects.
 //!
-//! strace stops it at the entry of the n-th system call of a kind and kills it there, so each effect
-//! on the world is a fail-point, and the product needs no hooks. Whatever the supervisor was at, the
-//! next one must end with the same result: the wanted instances, each once, and nothing left over.
+//! strace stops it at the entry of the n-th system call of a kind and kills it there, so each
+//! effect on the world is a fail-point, and the product needs no hooks. Whatever the supervisor was
+//! at, the next one must end with the same result: the wanted instances, each once, and nothing
+//! left over.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};

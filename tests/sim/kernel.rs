@@ -202,7 +202,9 @@ impl Kernel {
     }
 
     pub(crate) fn acknowledge(&mut self, generation: Generation) {
-        self.processes.remove(&generation);
+        if self.processes.get(&generation).is_some_and(|process| process.exit.is_some()) {
+            self.processes.remove(&generation);
+        }
     }
 
     pub(crate) fn crash_all(&mut self, now: u64) {

@@ -57,7 +57,7 @@ pub(crate) struct Asked {
 pub(crate) struct Ledger {
     pub(crate) instances: BTreeMap<Generation, Entry>,
     pub(crate) tickets: BTreeMap<Ticket, Asked>,
-    last: Generation,
+    pub(crate) last: Generation,
     /// The last of each slot.
     spawned: BTreeMap<SlotId, Generation>,
     /// Slots somebody stopped; no spawn until somebody starts them.

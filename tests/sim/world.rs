@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use pmr::policy::{
-    Action, Event, Fact, Fleet, Generation, Moment, Policy, ReleaseId, Rules, SlotId, Ticket, Wish,
+    Action, Event, Exit, Fact, Fleet, Generation, Moment, Policy, ReleaseId, Rules, SlotId, Ticket,
+    Wish,
 };
 
 use crate::kernel::Kernel;
@@ -201,6 +202,9 @@ impl World<'_> {
         if self.turns > TURNS_MAX {
             return Err("it is called again and again".to_owned());
         }
+        if self.turns.is_multiple_of(16) {
+            self.hear_stale_facts();
+        }
         let mut events = std::mem::take(&mut self.inbox);
         events.sort_by_key(|event| matches!(event, Event::Wish(..)));
         let mut actions = said_before;
@@ -226,6 +230,23 @@ impl World<'_> {
             self.perform(effect)?;
         }
         Ok(())
+    }
+
+    /// What was said long ago, about an instance that is gone, is said again.
+    fn hear_stale_facts(&mut self) {
+        let held = |it: &Generation| self.recorded.ledger.instances.contains_key(it);
+        let last = self.recorded.ledger.last.0;
+        let Some(generation) = (1..=last).map(Generation).rfind(|it| !held(it)) else { return };
+        let exit = Exit::Code(1);
+        for fact in [
+            Fact::Exited { generation, exit },
+            Fact::Spawned { generation, pid: 100 },
+            Fact::Ready { generation },
+            Fact::Cleared { generation },
+            Fact::Lost { generation },
+        ] {
+            self.inbox.push(Event::Fact(fact));
+        }
     }
 
     fn handle(&mut self, event: &Event, actions: &mut Vec<Action>) -> Checked {
