@@ -210,13 +210,12 @@ pub(super) struct Removal {
 }
 
 impl Removal {
-    /// First the groups of instances that no supervisor has cleared, for they are in the way.
-    pub(super) fn perform<'a>(&'a self, groups: impl Iterator<Item = &'a String>) {
+    pub(super) fn perform(&self) {
         for file in &self.files {
             complain(file, fs::remove_file(file));
         }
         let deadline = clock::now().saturating_add(REMOVAL_MS);
-        for directory in groups.chain(&self.directories) {
+        for directory in &self.directories {
             empty(Path::new(directory));
             while let Err(error) = fs::remove_dir(directory) {
                 let busy = error.kind() == io::ErrorKind::ResourceBusy;

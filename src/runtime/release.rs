@@ -27,6 +27,9 @@ const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
 /// (bounded by the kernel's `ARG_MAX`), and room.
 const RELEASE_BYTES_MAX: usize = 8 << 20;
 
+/// How the names of the releases begin that the keeper holds.
+pub(super) const FD_NAME: &str = "release.";
+
 /// One reading of an app's config.
 #[derive(Debug, Clone)]
 pub(super) struct Release {
@@ -115,7 +118,7 @@ impl Release {
 
     /// The name under which the keeper holds it.
     pub(super) fn fd_name(id: ReleaseId) -> String {
-        format!("release.{id}")
+        format!("{FD_NAME}{id}")
     }
 
     /// Seals it.
