@@ -37,7 +37,7 @@ impl KeeperLink {
         let bytes = encode(message);
         if self.queue.is_empty() {
             match self.link.send(&bytes, fds) {
-                Err(error) if link::is_full(&error) => {}
+                Err(error) if is_later(&error) => {}
                 other => return other,
             }
         }
@@ -54,7 +54,7 @@ impl KeeperLink {
             let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             match self.link.send(bytes, &borrowed) {
                 Ok(()) => drop(self.queue.pop_front()),
-                Err(error) if link::is_full(&error) => return Ok(()),
+                Err(error) if is_later(&error) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
@@ -80,6 +80,12 @@ impl KeeperLink {
             }
         }
     }
+}
+
+/// Whether the keeper has to hear something first. It does so at once, so there is no harm in being
+/// woken for a link that can be written to all the while.
+fn is_later(error: &Error) -> bool {
+    link::is_full(error) || link::is_choked(error)
 }
 
 impl AsFd for KeeperLink {

@@ -25,7 +25,7 @@ mod upgrade;
 mod wishes;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ use crate::keeper::protocol::{Hello, ToKeeper};
 use crate::policy::{Action, Event, Generation, Moment, Policy, ReleaseId, SlotId};
 use crate::sys::poll::{Interest, Poll};
 use crate::sys::spawn::Spawner;
-use crate::sys::{Error, clock, memory, parent};
+use crate::sys::{Error, clock, memory, parent, process};
 
 use adopt::Parts;
 use clear::Remains;
@@ -85,6 +85,7 @@ impl Arguments {
 #[derive(Debug)]
 pub(crate) struct Runtime {
     keeper: KeeperLink,
+    keeper_pidfd: OwnedFd,
     hello: Hello,
     directory: PathBuf,
     level: Level,
@@ -110,7 +111,7 @@ pub(crate) struct Runtime {
     keeper_waits: bool,
     heartbeat_at_ms: u64,
     memory_at_ms: u64,
-    /// The keeper is gone, or said something that cannot be.
+    /// What is wrong with the link to the keeper, which may be gone.
     broken: Option<Error>,
 }
 
@@ -153,6 +154,7 @@ impl Runtime {
         let now = clock::now();
         let mut runtime = Self {
             keeper,
+            keeper_pidfd: process::pidfd_open(parts.hello.keeper_pid)?,
             hello: parts.hello,
             directory: parts.directory,
             level: parts.level,
@@ -214,7 +216,10 @@ impl Runtime {
         let mut ready = Vec::new();
         loop {
             if let Some(error) = self.broken.take() {
-                self.end_everything();
+                // A supervisor that fails harms nobody: the keeper starts another.
+                if self.keeper_has_ended() {
+                    self.end_everything();
+                }
                 return Err(error);
             }
             if let Some(code) = self.policy.over() {
@@ -345,6 +350,17 @@ impl Runtime {
             self.keeper.flush()?;
         }
         Ok(())
+    }
+
+    /// Whether the link is broken because the keeper has died. It closes its fds a moment before it
+    /// is seen to have ended.
+    fn keeper_has_ended(&self) -> bool {
+        let Ok(mut poll) = Poll::new() else { return false };
+        let mut ready = Vec::new();
+        let ended = poll
+            .add(&self.keeper_pidfd, 0, Interest::READABLE)
+            .and_then(|()| poll.wait(Some(Duration::from_millis(FINISH_MS)), &mut ready));
+        ended.is_ok() && !ready.is_empty()
     }
 
     /// The keeper is gone, and with it whoever would reap and remove: nothing may be left behind.

@@ -149,7 +149,7 @@ impl Setup {
     }
 
     /// `NAME=VALUE` that everything of this test has in its environment.
-    fn mark(&self) -> String {
+    pub(crate) fn mark(&self) -> String {
         format!("{MARK}={}", self.name)
     }
 

@@ -39,8 +39,13 @@ struct Trap {
 
 impl Trap {
     fn set(app: &App, call: &str, count: u32) -> Self {
+        Self::inject(app, call, &format!("signal=SIGKILL:when={count}"))
+    }
+
+    /// strace on the supervisor, with something else than its death.
+    fn inject(app: &App, call: &str, what: &str) -> Self {
         let supervisor = app.eventually("a supervisor", || app.supervisor());
-        let inject = format!("inject={call}:signal=SIGKILL:when={count}");
+        let inject = format!("inject={call}:{what}");
         let strace = Command::new("strace")
             .args(["-qq", "-o", "/dev/null", "-p", &supervisor.to_string()])
             .args(["-e", &format!("trace={call}"), "-e", &inject])
@@ -67,6 +72,37 @@ impl Trap {
         self.strace.wait().unwrap();
         true
     }
+}
+
+/// A link that fails while the keeper lives is one supervisor's trouble: the next one adopts.
+#[test]
+fn a_link_that_fails_costs_no_instance() {
+    if !is_possible("a_link_that_fails_costs_no_instance") {
+        return;
+    }
+    let app = sleepers("badlink");
+    let before = app.online(2);
+    let trap = Trap::inject(&app, "sendmsg", "error=ENOBUFS:when=1");
+    let supervisor = trap.supervisor;
+    app.eventually("another supervisor", || app.supervisor().filter(|&pid| pid != supervisor));
+    trap.disarm();
+    let after = app.online(2);
+    assert_eq!(after.pids(), before.pids());
+    assert_whole(&app, &after, "after the link has failed");
+}
+
+/// With the keeper goes whoever could reap and report: the supervisor ends it all.
+#[test]
+fn a_keeper_that_is_killed_leaves_nothing() {
+    let mut app = sleepers("nokeeper");
+    app.online(2);
+    app.signal(Signal::KILL);
+    assert_eq!(app.wait(), -1);
+    app.eventually("nothing runs", || app.processes().is_empty().then_some(()));
+    app.eventually("no supervisor", || {
+        procs::with_variable(&app.setup.mark()).is_empty().then_some(())
+    });
+    app.assert_nothing_left();
 }
 
 fn is_possible(test: &str) -> bool {
