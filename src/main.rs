@@ -126,11 +126,6 @@ fn run_demo(port: u16, instances: u16, mut streams: Streams<'static>) -> u8 {
 fn run_import(file: PathBuf, directory: PathBuf, force: bool, streams: &mut Streams<'_>) -> u8 {
     let timeout = import::EVALUATION_TIMEOUT;
     let options = import::Options { file, output_directory: directory, force, timeout };
-    match import::run(&options, &mut streams.out, &mut streams.err) {
-        Ok(_) => cli::finish(Ok(cli::ExitStatus::Done), streams),
-        Err(error) => {
-            let failed = writeln!(streams.err, "error: {error}");
-            cli::finish(failed.map(|()| cli::ExitStatus::Failed).map_err(Into::into), streams)
-        }
-    }
+    let result = import::run(&options, &mut streams.out, &mut streams.err);
+    cli::finish(result.map(|_| cli::ExitStatus::Done).map_err(cli::Error::Import), streams)
 }

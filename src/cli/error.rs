@@ -125,6 +125,8 @@ pub enum Error {
         /// How long was waited.
         after: std::time::Duration,
     },
+    /// An ecosystem file cannot be imported.
+    Import(super::import::Error),
     /// Standard output cannot be written to.
     Output(io::Error),
     /// Several of them.
@@ -165,6 +167,7 @@ impl Error {
             | Self::Call { .. }
             | Self::Directory { .. }
             | Self::Write { .. }
+            | Self::Import(_)
             | Self::Output(_) => ExitStatus::Failed,
         }
     }
@@ -196,6 +199,7 @@ impl Error {
             | Self::Call { .. }
             | Self::Directory { .. }
             | Self::Write { .. }
+            | Self::Import(_)
             | Self::UpgradeRolledBack { .. }
             | Self::Output(_)
             | Self::Several(_) => None,
@@ -241,6 +245,7 @@ impl fmt::Display for Error {
             Self::NoDirectory(error) => {
                 write!(f, "cannot make the directory of sockets: {error}")
             }
+            Self::Import(error) => error.fmt(f),
             Self::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
             Self::Pattern { target, character } => {
                 write!(f, "the pattern `{target}` cannot be used: `{character}` means nothing here")
