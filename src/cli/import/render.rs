@@ -13,8 +13,8 @@ pub(super) fn render(app: &Mapped, file: &Path) -> String {
     comment(&mut text, &format!("Imported from {from} by pmr {}.", env!("CARGO_PKG_VERSION")));
     comment(
         &mut text,
-        "PM2 gives an app the environment of the shell that started it. pmr does not: variables \
-         that the app took from there belong into [env].",
+        "PM2 keeps the environment of the shell that started it. pmr passes its own on, which is \
+         nearly empty in a service: variables that the app needs belong into [env].",
     );
     for remark in &app.general {
         comment(&mut text, remark);
