@@ -7,6 +7,8 @@
 
 #[path = "sim/ledger.rs"]
 mod ledger;
+#[path = "sim/limits.rs"]
+mod limits;
 #[path = "exhaustive/world.rs"]
 mod world;
 

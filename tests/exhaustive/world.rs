@@ -11,6 +11,7 @@ use pmr::policy::{
 use pmr::spec::{Backoff, RestartRules};
 
 use crate::ledger::{Known, Ledger};
+use crate::limits::Limits;
 
 /// What is walked.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +97,9 @@ pub(crate) struct World {
     pub(crate) path: Vec<Letter>,
     pub(crate) policy: Policy,
     ledger: Ledger,
+    limits: Limits,
+    /// What all releases have in common. Some are not restarted, so any may be given up.
+    limits_rules: Rules,
     rules: BTreeMap<ReleaseId, Rules>,
     now: Moment,
     answers: VecDeque<Fact>,
@@ -114,7 +118,7 @@ fn rules(setup: Setup) -> Rules {
             autorestart: true,
             stop_exit_codes: vec![0],
             max_restarts: 2,
-            window: ms(60_000),
+            window: ms(u64::MAX >> 20),
             min_uptime: ms(1000),
             delay: Duration::ZERO,
             backoff: Some(Backoff { base: ms(100), max: ms(1000) }),
@@ -129,6 +133,8 @@ fn rules(setup: Setup) -> Rules {
 
 impl World {
     pub(crate) fn new(setup: Setup) -> Result<Self, String> {
+        let mut limits_rules = rules(setup);
+        limits_rules.restart.autorestart = false;
         let rules = BTreeMap::from([(ReleaseId(1), rules(setup))]);
         let fleet = Fleet::new(setup.slots, ReleaseId(1));
         let now = Moment::from_ms(1_000_000);
@@ -138,6 +144,8 @@ impl World {
             path: Vec::new(),
             policy,
             ledger: Ledger::new(setup.slots, &[]),
+            limits: Limits::default(),
+            limits_rules,
             rules,
             now,
             answers: VecDeque::new(),
@@ -150,7 +158,15 @@ impl World {
 
     /// Hands an event to the core and carries out what it says.
     fn tell(&mut self, event: &Event) -> Checked {
+        let before = self.policy.status(self.now);
+        if let Event::Fact(fact) = event
+            && self.ledger.is_news(fact)
+        {
+            self.limits.take_fact(fact, &before, &self.limits_rules);
+        }
         let actions = self.ledger.handle(&mut self.policy, self.now, event)?;
+        let after = self.policy.status(self.now);
+        self.limits.judge(event, &actions, [&before, &after], &self.limits_rules)?;
         for action in actions {
             self.perform(&action);
         }

@@ -140,6 +140,12 @@ impl Ledger {
         Ok(out)
     }
 
+    /// Whether a fact is told for the first time, as far as it may end an instance.
+    pub(crate) fn is_news(&self, fact: &Fact) -> bool {
+        let entry = self.instances.get(&fact.generation());
+        entry.is_some_and(|entry| entry.known != Known::Ended)
+    }
+
     fn take_event(&mut self, event: &Event) {
         match event {
             Event::Tick => {}

@@ -9,7 +9,7 @@ use pmr::policy::{
 };
 
 use crate::kernel::Kernel;
-use crate::ledger::{KILL_PATIENCE_MS, Known, Ledger, wish_name};
+use crate::ledger::{KILL_PATIENCE_MS, Ledger, wish_name};
 use crate::limits::Limits;
 use crate::plan::{Plan, Stimulus};
 
@@ -261,15 +261,10 @@ impl World<'_> {
             self.asked.insert(*ticket, self.now);
         }
         let before = policy.status(now);
-        let is_news = |fact: &Fact| {
-            let entry = self.recorded.ledger.instances.get(&fact.generation());
-            entry.is_some_and(|entry| entry.known != Known::Ended)
-        };
         if let Event::Fact(fact) = event
-            && is_news(fact)
+            && self.recorded.ledger.is_news(fact)
         {
-            let rules = &self.plan.rules;
-            self.recorded.limits.take_fact(fact, &before, rules);
+            self.recorded.limits.take_fact(fact, &before, &self.plan.rules);
         }
         let out = self.recorded.ledger.handle(policy, now, event)?;
         let after = policy.status(now);
