@@ -98,7 +98,7 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     ledger: Ledger,
     limits: Limits,
-    /// What all releases have in common. Some are not restarted, so any may be given up.
+    /// What all releases in use have in common.
     limits_rules: Rules,
     rules: BTreeMap<ReleaseId, Rules>,
     now: Moment,
@@ -133,8 +133,7 @@ fn rules(setup: Setup) -> Rules {
 
 impl World {
     pub(crate) fn new(setup: Setup) -> Result<Self, String> {
-        let mut limits_rules = rules(setup);
-        limits_rules.restart.autorestart = false;
+        let limits_rules = rules(setup);
         let rules = BTreeMap::from([(ReleaseId(1), rules(setup))]);
         let fleet = Fleet::new(setup.slots, ReleaseId(1));
         let now = Moment::from_ms(1_000_000);
@@ -158,6 +157,8 @@ impl World {
 
     /// Hands an event to the core and carries out what it says.
     fn tell(&mut self, event: &Event) -> Checked {
+        let restarted = self.policy.releases().iter().all(|release| release.0 % 2 == 1);
+        self.limits_rules.restart.autorestart = restarted;
         let before = self.policy.status(self.now);
         if let Event::Fact(fact) = event
             && self.ledger.is_news(fact)
