@@ -51,7 +51,10 @@ impl Runtime {
     fn ask_to_stop(&mut self, generation: Generation) {
         let Some(instance) = self.instances.get(&generation) else { return };
         let signal = self.releases.get(&instance.release).map(|it| it.spec.stop.signal);
-        let sent = instance.signal(signal.unwrap_or(nix::libc::SIGTERM));
+        // A process that was stopped hears it once it goes on, as with systemd.
+        let sent = instance
+            .signal(signal.unwrap_or(nix::libc::SIGTERM))
+            .and_then(|()| instance.signal(nix::libc::SIGCONT));
         if let Err(error) = sent {
             self.warn(&error.to_string());
         }

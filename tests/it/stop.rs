@@ -111,3 +111,14 @@ while True: signal.pause()";
     assert_eq!(app.wait(), 0, "{}", app.setup.log());
     app.assert_nothing_left();
 }
+
+/// A stopped process hears no signal but SIGKILL and SIGCONT.
+#[test]
+fn one_that_stands_still_is_woken_to_end_gracefully() {
+    let app = Setup::new("stopped").config(&demo(free_port(), 1)).start();
+    let before = app.online(1);
+    assert!(procs::signal(before.pid(0).unwrap(), Signal::STOP));
+    app.command("stop", &[]);
+    let after = app.state("stopped", |state| state.word(0) == "stopped");
+    assert_eq!(after.last_exit(0), "exited with code 0", "{}", app.setup.log());
+}
