@@ -286,7 +286,7 @@ impl App {
         homes.next().map(|entry| entry.path())
     }
 
-    /// Whether a daemon that left its session still belongs to its instance (DESIGN 2, levels).
+    /// Whether a daemon that left its session still belongs to its instance.
     /// Where it does not, the test is skipped aloud.
     pub(crate) fn tracks(&self, test: &str) -> bool {
         let level = self.status().level().to_owned();

@@ -8,7 +8,7 @@ use pmr::policy::{
     Wish, Word,
 };
 
-/// The core's patience with what cannot be killed, in milliseconds (DESIGN 2, fault 34).
+/// The core's patience with what cannot be killed, in milliseconds.
 pub(crate) const KILL_PATIENCE_MS: u64 = 10_000;
 
 /// What an instance is known to be, outside of the core.
