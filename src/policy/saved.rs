@@ -31,9 +31,18 @@ impl Fleet {
     /// The fleet as far as the keeper's table tells: no histories. Every survivor counts as online
     /// since `now`; where a slot has two, the older one drains, for as long as pmr
     /// is patient: its rules are not known here.
-    pub fn reduced(count: u16, release: ReleaseId, survivors: &[Survivor], now: Moment) -> Self {
+    /// `last` is the highest generation of which anything is left, an exit that was not acknowledged
+    /// or a group included: its number is not used again.
+    pub fn reduced(
+        count: u16,
+        release: ReleaseId,
+        survivors: &[Survivor],
+        last: Generation,
+        now: Moment,
+    ) -> Self {
         let highest = survivors.iter().map(|survivor| survivor.slot.0.saturating_add(1)).max();
         let mut fleet = Self::new(count.max(highest.unwrap_or_default()), release);
+        fleet.last_generation = last;
         let mut sorted = survivors.to_vec();
         sorted.sort_by_key(|survivor| survivor.generation);
         for survivor in sorted {

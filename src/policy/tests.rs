@@ -637,7 +637,8 @@ fn the_older_of_two_survivors_has_time_to_drain() {
         pid: 100,
     };
     let now = Moment::from_ms(1000);
-    let fleet = Fleet::reduced(1, ReleaseId(1), &[survivor(4), survivor(3)], now);
+    let fleet = Fleet::reduced(1, ReleaseId(1), &[survivor(4), survivor(3)], Generation(9), now);
+    assert_eq!(fleet.last_generation, Generation(9), "what has ended keeps its number");
     let releases = BTreeMap::from([(ReleaseId(1), rules())]);
     let mut out = Vec::new();
     let mut policy = Policy::adopt(fleet, releases, now, &mut out);

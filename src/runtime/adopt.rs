@@ -12,6 +12,7 @@ use crate::policy::{
     Action, Event, Exit, Fact, Fleet, Generation, Moment, Policy, ReleaseId, Rules, SlotId,
     Survivor, Wish,
 };
+use crate::sys::cgroup::Home;
 use crate::sys::spawn::Spawner;
 use crate::sys::unix::{self, LockError};
 use crate::sys::{Error, clock, listen, procfs};
@@ -198,7 +199,7 @@ impl Takeover<'_> {
             self.store(name, fd.as_fd())?;
         }
         let (record, remembered) = self.record()?;
-        let (fleet, memory) = self.fleet(remembered, &releases, &newest);
+        let (fleet, memory) = self.fleet(remembered, &releases, &newest, level.home());
         let output = Output::new(name, self.hello.foreground)
             .map_err(|error| Error::new("open the terminal", error))?;
         let last_release = memory.1.max(newest.id.0);
@@ -312,6 +313,7 @@ impl Takeover<'_> {
         remembered: Option<Remembered>,
         releases: &BTreeMap<ReleaseId, Release>,
         newest: &Release,
+        home: Option<&Home>,
     ) -> (Fleet, (bool, u64)) {
         if let Some(remembered) = remembered {
             let known = remembered.fleet.releases().iter().all(|id| releases.contains_key(id));
@@ -325,12 +327,19 @@ impl Takeover<'_> {
         let cpus = u16::try_from(cpus).unwrap_or(u16::MAX);
         let count = newest.spec.instances.resolve(cpus);
         let survivors: Vec<Survivor> = self.children.iter().filter_map(survivor).collect();
-        if survivors.is_empty() {
+        let none = BTreeSet::new();
+        let children = self.children.iter().map(|known| Generation(known.child.generation));
+        let left = home
+            .map(|home| left_groups(home, &none, &none))
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(_, generation)| generation);
+        let Some(last) = children.chain(left).max() else {
             return (Fleet::new(count, newest.id), (false, 0));
-        }
+        };
         self.remarks.push("going on from the keeper's table alone: histories are lost".to_owned());
         let now = Moment::from_ms(clock::now());
-        (Fleet::reduced(count, newest.id, &survivors, now), (false, 0))
+        (Fleet::reduced(count, newest.id, &survivors, last, now), (false, 0))
     }
 
     /// Puts the keeper's table beside what the core holds.
@@ -368,7 +377,7 @@ impl Takeover<'_> {
 
 /// Groups of instances that neither the core nor the keeper knows: their clearing was not finished.
 fn left_groups(
-    home: &crate::sys::cgroup::Home,
+    home: &Home,
     held: &BTreeSet<Generation>,
     known: &BTreeSet<Generation>,
 ) -> Vec<(SlotId, Generation)> {

@@ -424,7 +424,7 @@ impl World<'_> {
             self.kernel.acknowledge(generation);
         }
         let survivors = self.kernel.survivors();
-        let fleet = Fleet::reduced(self.plan.slots, ReleaseId(1), &survivors, now);
+        let fleet = Fleet::reduced(self.plan.slots, ReleaseId(1), &survivors, Generation(0), now);
         let held: Vec<_> = fleet.generations().collect();
         self.recorded.ledger = Ledger::new(self.plan.slots, &held);
         self.recorded.limits = Limits::default();
