@@ -1,6 +1,10 @@
 //! The death of a supervisor, at any moment and of any kind, harms nobody.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -297,4 +301,38 @@ fn a_stop_without_any_supervisor_is_carried_out_all_the_same() {
     assert_eq!(app.home(), None);
     let log = app.setup.log();
     assert!(log.contains("carrying out the last wills"), "{log}");
+}
+
+/// Limits the address space of a process to what it has, so that it can have no more.
+fn starve(pid: u32) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let kilobytes: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+    let limit = format!("--as={}", kilobytes * 1024);
+    let done = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status();
+    assert!(done.unwrap().success());
+}
+
+/// What cannot have memory aborts; the next supervisor has a limit of its own.
+#[test]
+fn a_supervisor_without_memory_costs_no_instance() {
+    let port = free_port();
+    let app = Setup::new("nomemory").config(&demo(port, 2)).start();
+    let before = app.online(2);
+    let supervisor = app.eventually("a supervisor", || app.supervisor());
+    starve(supervisor);
+    // Half a message each, which it keeps until there is the rest: more than fits.
+    let socket = app.setup.runtime.join(&app.setup.name).join("io.pmr.App");
+    let half = vec![b'x'; 512 * 1024];
+    let mut clients = Vec::new();
+    while app.supervisor() == Some(supervisor) && clients.len() < 40 {
+        let Ok(mut client) = UnixStream::connect(&socket) else { break };
+        client.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+        // It may be gone by now, which is what is wanted.
+        client.write_all(&half).unwrap_or_default();
+        clients.push(client);
+    }
+    app.eventually("another supervisor", || app.supervisor().filter(|&pid| pid != supervisor));
+    assert_eq!(app.online(2).pids(), before.pids());
+    assert!(get(port, "/").is_ok());
 }
