@@ -31,8 +31,8 @@ impl Fleet {
     /// The fleet as far as the keeper's table tells: no histories. Every survivor counts as online
     /// since `now`; where a slot has two, the older one drains, for as long as pmr
     /// is patient: its rules are not known here.
-    /// `last` is the highest generation of which anything is left, an exit that was not acknowledged
-    /// or a group included: its number is not used again.
+    /// `last` is the highest generation of which anything is left, also an exit that was not
+    /// acknowledged, or a group: no number up to it is used again.
     pub fn reduced(
         count: u16,
         release: ReleaseId,
