@@ -28,6 +28,13 @@ pub struct Survivor {
 }
 
 impl Fleet {
+    /// Numbers on after `last`, of which an earlier keeper has left something.
+    #[must_use]
+    pub fn numbered_after(mut self, last: Generation) -> Self {
+        self.last_generation = self.last_generation.max(last);
+        self
+    }
+
     /// The fleet as far as the keeper's table tells: no histories. Every survivor counts as online
     /// since `now`; where a slot has two, the older one drains, for as long as pmr
     /// is patient: its rules are not known here.
@@ -79,5 +86,18 @@ fn adopt_survivor(slot: &mut Slot, survivor: Survivor, now: Moment) {
         let kill_at = now.after(KILL_PATIENCE);
         older.phase = Phase::Draining { cause, kill_at, signalled: false };
         slot.other = Some(Other { role: Role::Leaver, instance: older });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_number_is_used_again() {
+        let fleet = Fleet::new(1, ReleaseId(1)).numbered_after(Generation(17));
+        assert_eq!(fleet.last_generation, Generation(17));
+        assert_eq!(fleet.numbered_after(Generation(3)).last_generation, Generation(17));
+        assert!(!Fleet::new(1, ReleaseId(1)).numbered_after(Generation(17)).announced_ready);
     }
 }

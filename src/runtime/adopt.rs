@@ -18,8 +18,9 @@ use crate::sys::unix::{self, LockError};
 use crate::sys::{Error, clock, listen, procfs};
 
 use super::handover::{self, HandOver, Known};
-use super::instances::{self, Instance, Level};
+use super::instances::{self, Instance};
 use super::keeper_link::KeeperLink;
+use super::level::Level;
 use super::output::Output;
 use super::record::{self, Record, Remembered};
 use super::release::{self, Release, ReleaseError};
@@ -186,7 +187,7 @@ impl Takeover<'_> {
             let path = directory.display();
             self.remarks.push(format!("{path} is too long for a socket: no NOTIFY_SOCKET is set"));
         }
-        let level = Level::find(name, self.hello.keeper_pid);
+        let level = Level::find(name, self.hello.keeper_pid, self.hello.foreground);
         // Before anything else is made, and again with what was.
         let config = Some(newest.config.as_path());
         declare_remains(self.keeper, &directory, &level, config, &Sockets::default())?;
@@ -199,7 +200,7 @@ impl Takeover<'_> {
             self.store(name, fd.as_fd())?;
         }
         let (record, remembered) = self.record()?;
-        let (fleet, memory) = self.fleet(remembered, &releases, &newest, level.home());
+        let (fleet, memory) = self.fleet(remembered, &releases, &newest, level.home(), is_fresh);
         let output = Output::new(name, self.hello.foreground)
             .map_err(|error| Error::new("open the terminal", error))?;
         let last_release = memory.1.max(newest.id.0);
@@ -314,6 +315,7 @@ impl Takeover<'_> {
         releases: &BTreeMap<ReleaseId, Release>,
         newest: &Release,
         home: Option<&Home>,
+        is_fresh: bool,
     ) -> (Fleet, (bool, u64)) {
         if let Some(remembered) = remembered {
             let known = remembered.fleet.releases().iter().all(|id| releases.contains_key(id));
@@ -334,8 +336,11 @@ impl Takeover<'_> {
             .unwrap_or_default()
             .into_iter()
             .map(|(_, generation)| generation);
-        let Some(last) = children.chain(left).max() else {
-            return (Fleet::new(count, newest.id), (false, 0));
+        let last = children.chain(left).max();
+        // What is left of a keeper that is gone lies in the group that was delegated to both.
+        let Some(last) = last.filter(|_| !is_fresh) else {
+            let fleet = Fleet::new(count, newest.id);
+            return (fleet.numbered_after(last.unwrap_or(Generation(0))), (false, 0));
         };
         self.remarks.push("going on from the keeper's table alone: histories are lost".to_owned());
         let now = Moment::from_ms(clock::now());

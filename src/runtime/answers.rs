@@ -13,7 +13,8 @@ use crate::spec::ExecMode;
 use crate::sys::{clock, procfs};
 
 use super::Runtime;
-use super::instances::{Instance, Level};
+use super::instances::Instance;
+use super::level::Level;
 use super::output::{Line, Stream};
 use super::release::Release;
 use super::wishes::Again;
@@ -115,6 +116,7 @@ impl Runtime {
                 Some(ExecMode::Fork) | None => Mode::Fork,
             },
             level: match self.level {
+                Level::Full(_) => WireLevel::Full,
                 Level::Tracking(_) => WireLevel::Tracking,
                 Level::Bare { .. } => WireLevel::Bare,
             },

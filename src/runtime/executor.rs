@@ -97,16 +97,7 @@ impl Runtime {
 
     /// Says once what this machine allows.
     pub(super) fn announce_level(&mut self) {
-        let text = match &self.level {
-            super::Level::Tracking(home) => format!(
-                "level tracking: groups below {}, memory is sampled and no cap is enforced",
-                home.path().display()
-            ),
-            super::Level::Bare { why } => format!(
-                "level bare: no group can be made ({why}); instances are followed by session, \
-                 memory is sampled and no cap is enforced"
-            ),
-        };
+        let text = self.level.to_string();
         // An adopt changes nothing about it.
         if self.hello.deaths_total == 0 && self.hello.upgrade.is_none() {
             tracing::info!(PMR_APP = self.app_name(), "{} {text}", self.app_name());

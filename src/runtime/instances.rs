@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::keeper::protocol::Child;
 use crate::policy::{Generation, ReleaseId, SlotId};
-use crate::sys::cgroup::{Group, Home};
+use crate::sys::cgroup::Group;
 use crate::sys::procfs::{self, Usage};
 use crate::sys::{Result, process};
 
@@ -157,34 +157,4 @@ pub(super) fn adopt(
 fn started_at_ms(pid: u32) -> u64 {
     let since_boot = procfs::start_time(pid).map(procfs::from_ticks).unwrap_or_default();
     u64::try_from(since_boot.as_millis()).unwrap_or_default()
-}
-
-/// Where instances' groups are made.
-#[derive(Debug)]
-pub(super) enum Level {
-    /// A cgroup v2 group can be made, without a memory controller.
-    Tracking(Home),
-    /// No group: sessions.
-    Bare {
-        /// Why.
-        why: String,
-    },
-}
-
-impl Level {
-    /// What this machine allows to the app `name` kept by the keeper `pid`.
-    pub(super) fn find(name: &str, keeper_pid: u32) -> Self {
-        match Home::make(&format!("pmr.{name}.{keeper_pid}")) {
-            Ok(home) => Self::Tracking(home),
-            Err(error) => Self::Bare { why: error.to_string() },
-        }
-    }
-
-    /// The home of the groups.
-    pub(super) fn home(&self) -> Option<&Home> {
-        match self {
-            Self::Tracking(home) => Some(home),
-            Self::Bare { .. } => None,
-        }
-    }
 }

@@ -14,6 +14,7 @@ mod facts;
 mod handover;
 mod instances;
 mod keeper_link;
+mod level;
 mod log;
 mod output;
 mod record;
@@ -26,7 +27,7 @@ mod wishes;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::control::protocol::INTERFACE;
@@ -38,8 +39,9 @@ use crate::sys::{Error, clock, memory, parent, process};
 
 use adopt::Parts;
 use clear::Remains;
-use instances::{Instance, Level};
+use instances::Instance;
 use keeper_link::KeeperLink;
+use level::Level;
 use output::Output;
 use record::Record;
 use release::Release;
@@ -374,7 +376,7 @@ impl Runtime {
         }
         let until = clock::now().saturating_add(FINISH_MS);
         while !self.remains.is_empty() && clock::now() < until && self.finish_remains().is_ok() {}
-        let home = self.level.home().map(|home| home.path().to_owned());
+        let home = self.level.home().and_then(|home| home.made()).map(Path::to_owned);
         let files = [INTERFACE, sockets::LOCK].map(|name| self.directory.join(name));
         for file in files {
             never_mind(std::fs::remove_file(file));

@@ -9,8 +9,8 @@ use crate::keeper::protocol::ToKeeper;
 use crate::spec::{ExecMode, ListenAddress};
 use crate::sys::Error;
 
-use super::instances::Level;
 use super::keeper_link::KeeperLink;
+use super::level::Level;
 use super::release::Release;
 
 /// The lock by which an app has one keeper: its name in the app's runtime directory, and among the
@@ -99,7 +99,7 @@ pub(super) fn declare_remains(
     let own = own.map(|name| text(&directory.join(name)));
     let config = config.filter(|config| config.starts_with(directory)).map(text);
     let files = own.into_iter().chain(config).chain(sockets.files());
-    let home = level.home().map(|home| text(home.path()));
+    let home = level.home().and_then(|home| home.made()).map(text);
     let directories = home.into_iter().chain([text(directory)]).collect();
     keeper.say(&ToKeeper::Remove { files: files.collect(), directories }, &[])
 }

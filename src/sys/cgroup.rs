@@ -1,7 +1,8 @@
 //! cgroup v2 groups: the one pmr is in, a home below it, and one group per instance in the home.
 //!
-//! Nothing above pmr's own group is ever written to. A group is made once and its name is never
-//! used again, so a path found later is that very group.
+//! Nothing above pmr's own group is ever written to, but for the group that the service manager
+//! has delegated. A group is made once and its name is never used again, so a path found later is
+//! that very group.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,8 +13,10 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Error, Result, process};
 
+mod delegated;
 mod place;
 
+pub use delegated::{CONTROLLERS, enter_delegated};
 pub use place::own_group;
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
@@ -46,6 +49,18 @@ pub enum Removal {
 pub struct Home {
     path: PathBuf,
     controllers: Vec<String>,
+    enabled: Vec<String>,
+    refused: Vec<Refused>,
+    delegated: bool,
+}
+
+/// A controller that the groups of a delegated home do without.
+#[derive(Debug)]
+pub struct Refused {
+    /// Which.
+    pub controller: &'static str,
+    /// What the kernel said; `None` where the service manager has not delegated it.
+    pub error: Option<Error>,
 }
 
 impl Home {
@@ -68,7 +83,33 @@ impl Home {
         let text = std::fs::read_to_string(path.join("cgroup.controllers"))
             .map_err(|error| Error::at("read the controllers of", &path, error))?;
         let controllers = text.split_ascii_whitespace().map(str::to_owned).collect();
-        Ok(Self { path, controllers })
+        let enabled = delegated::enabled(&path)?;
+        Ok(Self { path, controllers, enabled, refused: Vec::new(), delegated: false })
+    }
+
+    /// The group that the service manager has delegated and the keeper has entered, with the
+    /// controllers enabled for its groups. `None` where there is no such group.
+    pub fn delegated() -> Result<Option<Self>> {
+        delegated::entered()?.map(Self::open_delegated).transpose()
+    }
+
+    fn open_delegated(unit: impl Into<PathBuf>) -> Result<Self> {
+        let mut home = Self::open(unit)?;
+        home.delegated = true;
+        for controller in CONTROLLERS {
+            // A predecessor has enabled it.
+            if home.has(controller) {
+                continue;
+            }
+            let error = if home.controllers.iter().any(|it| it == controller) {
+                delegated::enable(&home.path, controller).err().map(Some)
+            } else {
+                Some(None)
+            };
+            home.refused.extend(error.map(|error| Refused { controller, error }));
+        }
+        home.enabled = delegated::enabled(&home.path)?;
+        Ok(home)
     }
 
     /// Its directory.
@@ -79,6 +120,21 @@ impl Home {
     /// The controllers that its groups can be given: `cgroup.controllers`.
     pub fn controllers(&self) -> &[String] {
         &self.controllers
+    }
+
+    /// Whether its groups have this controller.
+    pub fn has(&self, controller: &str) -> bool {
+        self.enabled.iter().any(|it| it == controller)
+    }
+
+    /// The controllers that its groups should have and do not.
+    pub fn refused(&self) -> &[Refused] {
+        &self.refused
+    }
+
+    /// The directory that is to be removed at the end: none where the home was delegated.
+    pub fn made(&self) -> Option<&Path> {
+        (!self.delegated).then_some(&*self.path)
     }
 
     /// Makes the group of an instance. That it exists already is an error (`EEXIST`).
@@ -101,9 +157,10 @@ impl Home {
         Ok(groups)
     }
 
-    /// Removes the home itself. Its groups must have been removed.
+    /// Removes the home itself. Its groups must have been removed. One that was delegated is left
+    /// to the service manager.
     pub fn remove(&self) -> Result<Removal> {
-        remove_directory(&self.path)
+        self.made().map_or(Ok(Removal::Gone), remove_directory)
     }
 }
 

@@ -2,7 +2,7 @@ use std::io::Write;
 
 use super::*;
 
-fn make_home(test: &str) -> Option<Home> {
+pub(super) fn make_home(test: &str) -> Option<Home> {
     match Home::make(&format!("pmr-test-{test}-{}", std::process::id())) {
         Ok(home) => Some(home),
         Err(error) => {
