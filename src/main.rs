@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use pmr::cli::{self, Next, Streams, check, import, init};
-use pmr::control::own_directory;
+use pmr::control::{config_directory, own_directory};
+use pmr::spec::AppName;
 use pmr::{demo, keeper, runtime};
 
 fn main() -> ExitCode {
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         ["supervise"] => runtime::run(),
         ["keeper", "--foreground", arguments @ ..] => keep(arguments),
         ["keeper", "--resume", fd] => keeper::resume(fd.parse().unwrap_or(-1)),
+        ["keeper", name] => serve(name),
         ["preflight", keeper] => runtime::preflight(keeper.parse().unwrap_or_default()),
         ["demo-backend"] => demo::serve(),
         ["demo-daemon"] => demo::daemon(),
@@ -55,6 +57,32 @@ fn run(config: &Path, overlay: Option<String>, streams: Streams<'static>) -> u8 
             drop(keeper.arg0("pmr").args(["keeper", "--foreground"]).args(&words).exec());
             keep(&words)
         }
+    }
+}
+
+/// `pmr keeper NAME`, the main process of a unit: keeps the app whose config has that name. What
+/// else may be wrong with it, the supervisor reports.
+fn serve(name: &str) -> u8 {
+    let arguments = match configured(name) {
+        Ok(config) => runtime::Arguments { config, overlay: None }.to_words(),
+        Err(why) => {
+            // Without a stderr there is the exit status.
+            writeln!(std::io::stderr(), "pmr: {why}").unwrap_or_default();
+            return check::STATUS_CONFIG;
+        }
+    };
+    keeper::run(keeper::Options { arguments, foreground: false })
+}
+
+/// The config of that name, which is there.
+fn configured(name: &str) -> Result<PathBuf, String> {
+    let name = AppName::new(name).map_err(|error| format!("`{name}` names no app: {error}"))?;
+    let directory = config_directory(|name| std::env::var_os(name))
+        .map_err(|error| format!("cannot find the configs: {error}"))?;
+    let config = directory.join(format!("{name}.toml"));
+    match std::fs::metadata(&config) {
+        Ok(_) => Ok(config),
+        Err(error) => Err(format!("no config for `{name}`: {}: {error}", config.display())),
     }
 }
 

@@ -11,6 +11,9 @@ use super::protocol::INTERFACE;
 /// Where system services have theirs.
 const SYSTEM_DIRECTORY: &str = "/run/pmr";
 
+/// Where the configs of system services are.
+const SYSTEM_CONFIGS: &str = "/etc/pmr";
+
 /// An app's directory with a socket in it; whether anybody listens shows when it is connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -52,6 +55,46 @@ pub fn own_directory(variable: impl Fn(&str) -> Option<OsString>) -> io::Result<
         }
     }
     Ok(first)
+}
+
+/// The directory in which an app has its own: the one that the service manager has made for a unit
+/// (`RuntimeDirectory=pmr/NAME`, beside which a drop-in may have named others), else the caller's.
+pub fn app_directory(
+    name: &str,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> io::Result<PathBuf> {
+    let given = variable("RUNTIME_DIRECTORY").filter(|_| variable("PMR_RUNTIME_DIR").is_none());
+    let made = Path::new("pmr").join(name);
+    match given.and_then(|all| std::env::split_paths(&all).find(|one| one.ends_with(&made))) {
+        Some(directory) => Ok(directory),
+        None => Ok(own_directory(variable)?.join(name)),
+    }
+}
+
+/// The directory with the configs of the caller's units, which need not be there:
+/// `PMR_CONFIG_DIR` where it is set, else the system's for root and for a system service of any
+/// user, else the user's (`$XDG_CONFIG_HOME/pmr` or `~/.config/pmr`).
+pub fn config_directory(variable: impl Fn(&str) -> Option<OsString>) -> io::Result<PathBuf> {
+    config_directory_of(variable, rustix::process::geteuid().is_root())
+}
+
+fn config_directory_of(
+    variable: impl Fn(&str) -> Option<OsString>,
+    is_root: bool,
+) -> io::Result<PathBuf> {
+    let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(only) = set("PMR_CONFIG_DIR") {
+        return Ok(only);
+    }
+    // With `User=` in a drop-in it is the system's manager all the same.
+    let runtime = variable("RUNTIME_DIRECTORY").unwrap_or_default();
+    if is_root || std::env::split_paths(&runtime).any(|one| one.starts_with(SYSTEM_DIRECTORY)) {
+        return Ok(PathBuf::from(SYSTEM_CONFIGS));
+    }
+    set("XDG_CONFIG_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".config")))
+        .map(|configs| configs.join("pmr"))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "HOME is not set"))
 }
 
 /// The directory of a user whose session has none.
@@ -126,6 +169,41 @@ mod tests {
             "a session without a directory"
         );
         assert_eq!(look(Some("/tmp/x"), Some("/run/user/7"), false), [path("/tmp/x")]);
+    }
+
+    #[test]
+    fn configs_are_the_systems_or_the_users() {
+        let look = |variables: &[(&str, &str)], is_root| {
+            let variables: std::collections::BTreeMap<_, _> = variables.iter().copied().collect();
+            let variable = |name: &str| variables.get(name).map(OsString::from);
+            config_directory_of(variable, is_root).ok()
+        };
+        let path = |path: &str| Some(PathBuf::from(path));
+        let home = ("HOME", "/home/ada");
+        assert_eq!(look(&[home], true), path("/etc/pmr"));
+        assert_eq!(look(&[home], false), path("/home/ada/.config/pmr"));
+        assert_eq!(look(&[home, ("XDG_CONFIG_HOME", "/x")], false), path("/x/pmr"));
+        assert_eq!(look(&[home, ("PMR_CONFIG_DIR", "/y")], true), path("/y"));
+        let system = ("RUNTIME_DIRECTORY", "/run/other:/run/pmr/web");
+        assert_eq!(look(&[home, system], false), path("/etc/pmr"));
+        let user = ("RUNTIME_DIRECTORY", "/run/user/7/pmr/web");
+        assert_eq!(look(&[home, user], false), path("/home/ada/.config/pmr"));
+        assert_eq!(look(&[], false), None);
+    }
+
+    #[test]
+    fn a_unit_has_the_directory_that_was_made_for_it() {
+        let made = |own: Option<&str>| {
+            let variable = |name: &str| match name {
+                "RUNTIME_DIRECTORY" => Some("/run/other:/run/pmr/web".into()),
+                "PMR_RUNTIME_DIR" => own.map(OsString::from),
+                _ => None,
+            };
+            app_directory("web", variable).unwrap()
+        };
+        assert_eq!(made(None), Path::new("/run/pmr/web"));
+        let own = std::env::temp_dir();
+        assert_eq!(made(own.to_str()), own.join("web"));
     }
 
     #[test]

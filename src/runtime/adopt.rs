@@ -27,8 +27,8 @@ use super::release::{self, Release, ReleaseError};
 use super::sockets::{LOCK, Sockets, declare_remains};
 use super::spawn::notify_fits;
 use super::{Arguments, Runtime};
-use crate::control::own_directory;
 use crate::control::protocol::INTERFACE;
+use crate::control::{app_directory, own_directory};
 
 /// Exit status where the config cannot be used: `EX_CONFIG` of sysexits.h, which
 /// `RestartPreventExitStatus=` names.
@@ -177,9 +177,9 @@ impl Takeover<'_> {
         }
         let newest = releases.values().next_back().cloned().ok_or(StartError::Arguments)?;
         let name = newest.spec.name.as_str();
-        let runtime_directory = own_directory(|name| std::env::var_os(name))
+        let directory = self
+            .directory(name)
             .map_err(|error| Error::new("make the directory of sockets", error))?;
-        let directory = runtime_directory.join(name);
         std::fs::create_dir_all(&directory)
             .map_err(|error| Error::at("make the directory", &directory, error))?;
         self.lock(&directory.join(LOCK), name)?;
@@ -227,6 +227,17 @@ impl Takeover<'_> {
         self.take_children(&mut parts);
         parts.remarks = self.remarks;
         Ok(parts)
+    }
+
+    /// Where the sockets of the app are to be.
+    fn directory(&self, name: &str) -> io::Result<PathBuf> {
+        let variable = |name: &str| std::env::var_os(name);
+        if self.hello.foreground {
+            // `RUNTIME_DIRECTORY` would be of the service that `pmr run` was called by.
+            Ok(own_directory(variable)?.join(name))
+        } else {
+            app_directory(name, variable)
+        }
     }
 
     /// The releases that the keeper holds; one that cannot be read is a remark.

@@ -160,9 +160,24 @@ impl Setup {
 
     /// The same, with something changed: other output, other arguments.
     pub(crate) fn start_with(self, change: impl FnOnce(&mut Command)) -> App {
+        let config = self.config_path();
+        self.launch(&["run".as_ref(), config.as_ref()], change)
+    }
+
+    /// `pmr keeper NAME`, as a unit runs it.
+    pub(crate) fn serve_with(self, change: impl FnOnce(&mut Command)) -> App {
+        let name = self.name.clone();
+        let configs = self.directory.clone();
+        self.launch(&["keeper".as_ref(), name.as_ref()], |command| {
+            command.env("PMR_CONFIG_DIR", configs);
+            change(command);
+        })
+    }
+
+    fn launch(self, words: &[&OsStr], change: impl FnOnce(&mut Command)) -> App {
         // A session of its own: no terminal, and no signal meant for the tests.
         let mut command = Command::new("setsid");
-        command.args(&self.before).arg(&self.binary).arg("run").arg(self.config_path());
+        command.args(&self.before).arg(&self.binary).args(words);
         command.current_dir(&self.directory).stdin(Stdio::null());
         command.stdout(File::create(self.directory.join("stdout")).unwrap());
         command.stderr(File::create(self.directory.join("stderr")).unwrap());

@@ -35,6 +35,8 @@ mod reload;
 #[cfg(test)]
 mod rules;
 #[cfg(test)]
+mod service;
+#[cfg(test)]
 mod shared;
 #[cfg(test)]
 mod stop;
