@@ -111,6 +111,9 @@ pub enum Command {
     Reload {
         /// NAME, all or /PATTERN/
         target: String,
+        /// Wait for the outcome, as is done anyway; for units and scripts that want to say so
+        #[arg(long, conflicts_with = "no_wait")]
+        wait: bool,
         /// How long to wait
         #[command(flatten)]
         patience: Patience,

@@ -122,7 +122,7 @@ fn perform(command: Command, apps: &Apps, streams: &mut Streams<'_>) -> Result<N
         Command::Start(it) => select(apps, &it, &Change::start(it.slot), streams)?,
         Command::Stop(it) => select(apps, &it, &Change::stop(it.slot), streams)?,
         Command::Restart(it) => select(apps, &it, &Change::restart(it.slot), streams)?,
-        Command::Reload { target, patience } => {
+        Command::Reload { target, wait: _, patience } => {
             change::perform(apps.find_text(&target)?, &Change::reload(), patience, streams)?;
         }
         Command::Scale { name, count, patience } => {

@@ -45,4 +45,6 @@ mod story;
 #[cfg(test)]
 mod survive;
 #[cfg(test)]
+mod units;
+#[cfg(test)]
 mod upgrade;
