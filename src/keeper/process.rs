@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -16,10 +15,11 @@ use super::protocol::{
 use super::stop::{Phase, Removal, Stop};
 use super::table::{Deaths, Outgoing, Table, Violation};
 use super::{Options, Program};
+use crate::sys::journal::{self, Priority};
 use crate::sys::link::{self, Link, Received};
 use crate::sys::memory;
 use crate::sys::parent::{self, Ending, Reaped};
-use crate::sys::poll::{self, Interest, Poll};
+use crate::sys::poll::{Interest, Poll};
 use crate::sys::signal::{self, Signals};
 use crate::sys::{self, Error, clock, unix};
 
@@ -93,6 +93,7 @@ impl Keeper {
     /// A keeper of nothing, which is to start its first supervisor.
     pub(super) fn new(options: Options, program: Program) -> sys::Result<Self> {
         parent::set_name(c"pmr-keeper")?;
+        journal::say_panics();
         parent::become_subreaper()?;
         signal::ignore_pipe()?;
         signal::keep_statuses()?;
@@ -521,7 +522,7 @@ fn exactly<const N: usize>(fds: Vec<OwnedFd>) -> Result<[OwnedFd; N], Violation>
 /// One line for a person. It is lost where it cannot be written at once: a keeper that waits for a
 /// journal or a terminal would be a keeper that keeps nothing.
 pub(super) fn say(text: &str) {
-    poll::write_now(io::stderr(), format!("pmr: {text}\n").as_bytes()).unwrap_or_default();
+    journal::say(Priority::Warning, text);
 }
 
 #[cfg(test)]

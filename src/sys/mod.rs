@@ -8,6 +8,7 @@ pub mod inherited;
 pub mod cgroup;
 pub mod clock;
 pub mod identity;
+pub mod journal;
 pub mod link;
 pub mod listen;
 pub mod memory;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 
 use super::{Error, Result};
 
@@ -100,7 +102,7 @@ impl Poll {
         self.events.clear();
         let timeout = timeout.map(rounded_up);
         match epoll::wait(&self.fd, spare_capacity(&mut self.events), timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(Error::new("wait for events", e)),
         }
         ready.extend(self.events.iter().map(|event| {
@@ -129,11 +131,19 @@ fn rounded_up(timeout: Duration) -> Timespec {
     }
 }
 
-/// Writes `bytes`, at most 4096 of them, to `fd` if that can be done at once, or else nothing: a
+/// Writes `bytes`, a part of them, to `fd` if that can be done at once, or else nothing: a
 /// reader that hangs (a stopped terminal, a stalled journal) must not stop the writer. Says how
 /// many were written. A pipe that is writable has room for 4096 bytes (`PIPE_BUF`), not for more.
 pub fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     let fd = fd.as_fd();
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    // A socket can be told not to wait; of other files the kernel says whether one would.
+    match rustix::net::send(fd, bytes, flags) {
+        Ok(count) => return Ok(count),
+        Err(Errno::AGAIN) => return Ok(0),
+        Err(Errno::NOTSOCK) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     let mut one = [PollFd::new(&fd, PollFlags::OUT)];
     rustix::event::poll(&mut one, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
     if !one.iter().any(|one| one.revents().contains(PollFlags::OUT)) {
@@ -224,6 +234,17 @@ mod tests {
         while write_now(&writer, &[0; 10_000]).unwrap() > 0 {
             written += 1;
             assert!(written < 1000, "the pipe is never full");
+        }
+        assert!(written > 0);
+    }
+
+    #[test]
+    fn a_full_socket_does_not_stop_the_writer() {
+        let (writer, _reader) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut written = 0;
+        while write_now(&writer, &[0; 10_000]).unwrap() > 0 {
+            written += 1;
+            assert!(written < 10_000, "the socket is never full");
         }
         assert!(written > 0);
     }

@@ -53,6 +53,19 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
     }
 }
 
+/// Runs an ignored test alone in a process, as it changes what is of a whole process, or may have
+/// no other thread beside it. Returns what it printed, standard output first.
+pub(crate) fn run_alone(path: &str) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", path])
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    said
+}
+
 /// Starts a process in a session of its own with all signals blocked, as a keeper would have them:
 /// the threads of its test harness inherit that, so none of them dies of a signal.
 pub(crate) fn spawn_blocked(command: &mut Command) -> Child {

@@ -13,6 +13,7 @@ use super::*;
 use crate::sys::identity::resolve;
 use crate::sys::process::{ExecStatus, Step, read_exec_status, signal};
 use crate::sys::procfs;
+use crate::sys::testing::run_alone;
 
 mod groups;
 
@@ -493,17 +494,6 @@ fn alone_with_siblings() {
         let error = rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), options);
         assert_eq!(error.unwrap_err(), rustix::io::Errno::CHILD);
     }
-}
-
-/// Runs an ignored test of this file alone in a process: it changes what is of a whole process.
-fn run_alone(path: &str) -> String {
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", path])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    said
 }
 
 #[test]
