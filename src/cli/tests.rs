@@ -173,7 +173,8 @@ fn status_as_json_has_a_stable_shape() {
     "keeper_pid":100,
     "supervisor_deaths":1,
     "pmr_version":"0.1.0",
-    "upgrade":null}]}
+    "upgrade":null,
+    "journal":null}]}
     "#);
 }
 

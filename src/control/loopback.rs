@@ -196,6 +196,7 @@ pub(crate) fn track_backend() -> (Status, Facts) {
         keeper_pid: 100,
         supervisor_deaths: 1,
         upgrade: None,
+        journal: None,
         usage: [(Generation(16), usage)].into(),
         stderr: [(SlotId(1), stderr)].into(),
     };

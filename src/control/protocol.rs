@@ -72,6 +72,18 @@ pub struct AppState {
     pub pmr_version: String,
     /// How the last upgrade went, where there was one.
     pub upgrade: Option<UpgradeState>,
+    /// Where its output is kept, where that is the journal: then `Logs` has none of it.
+    pub journal: Option<JournalState>,
+}
+
+/// The lines of an app in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JournalState {
+    /// The unit that they are of.
+    pub unit: String,
+    /// Whether that is one of the user's own service manager.
+    pub user: bool,
 }
 
 /// A slot at one moment.
@@ -253,6 +265,8 @@ pub struct Facts {
     pub supervisor_deaths: u32,
     /// How the last upgrade went, where there was one.
     pub upgrade: Option<UpgradeState>,
+    /// Where its output is kept, where that is the journal.
+    pub journal: Option<JournalState>,
     /// What each instance uses.
     pub usage: BTreeMap<Generation, Usage>,
     /// Last lines of each slot's standard error; empty for `List`.
@@ -310,6 +324,7 @@ impl AppState {
             supervisor_deaths: facts.supervisor_deaths,
             pmr_version: env!("CARGO_PKG_VERSION").to_owned(),
             upgrade: facts.upgrade.clone(),
+            journal: facts.journal.clone(),
         }
     }
 }

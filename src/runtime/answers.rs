@@ -138,6 +138,7 @@ impl Runtime {
                 to: upgrade.to.clone(),
                 rolled_back: upgrade.rolled_back,
             }),
+            journal: if self.hello.foreground { None } else { self.streams.place() },
             usage,
             stderr,
         }

@@ -1,9 +1,11 @@
 //! Carries out what the core says. Nothing is decided here.
 
+use crate::control::protocol::event_name;
 use crate::keeper::protocol::ToKeeper;
-use crate::policy::{Action, Event, Fact, Generation, Note};
+use crate::policy::{Action, Event, Fact, Generation, Note, SlotId};
 
-use super::Runtime;
+use super::log::{self, Entry};
+use super::{Runtime, events};
 
 impl Runtime {
     pub(super) fn perform(&mut self, action: Action) {
@@ -43,7 +45,7 @@ impl Runtime {
         }
     }
 
-    fn slot_of(&self, generation: Generation) -> Option<crate::policy::SlotId> {
+    fn slot_of(&self, generation: Generation) -> Option<SlotId> {
         let held = self.policy.generations().into_iter().find(|(_, it)| *it == generation);
         held.map(|(slot, _)| slot)
     }
@@ -67,14 +69,39 @@ impl Runtime {
             (Some(slot), _) => format!("{app}:{slot} {}", note.reason),
             (None, _) => format!("{app} {}", note.reason),
         };
-        tracing::info!(
-            PMR_APP = app,
-            PMR_INSTANCE = note.slot.map(|slot| slot.0),
-            PMR_GENERATION = note.generation.map(|generation| generation.0),
-            "{text}"
-        );
-        self.print_log();
+        self.say_entry(&Entry {
+            kind: events::kind_of(event_name(&note.reason)),
+            app: &app,
+            slot: note.slot.map(|slot| slot.0),
+            generation: note.generation.map(|generation| generation.0),
+            text: &text,
+        });
         self.tell_watchers(note);
+    }
+
+    /// Says something that is no note of the core.
+    pub(super) fn say_event(&mut self, name: &str, slot: Option<SlotId>, text: &str) {
+        let app = self.app_name();
+        let (kind, slot) = (events::kind_of(name), slot.map(|slot| slot.0));
+        self.say_entry(&Entry { kind, app: &app, slot, generation: None, text });
+    }
+
+    fn say_entry(&mut self, entry: &Entry<'_>) {
+        self.say_lost();
+        log::say(entry);
+        self.print_log();
+    }
+
+    /// Says how many events were lost, as soon as there is room for it.
+    pub(super) fn say_lost(&mut self) {
+        let lost = self.log.take_lost();
+        if lost > 0 {
+            let app = self.app_name();
+            let text =
+                format!("{app}: {lost} of pmr's entries were lost: the journal took nothing");
+            let kind = events::kind_of(events::EVENTS_LOST);
+            log::say(&Entry { kind, app: &app, slot: None, generation: None, text: &text });
+        }
     }
 
     pub(super) fn app_name(&self) -> String {
@@ -84,8 +111,7 @@ impl Runtime {
 
     /// Something the operator should know that is no event of an instance.
     pub(super) fn warn(&mut self, text: &str) {
-        tracing::warn!(PMR_APP = self.app_name(), "{text}");
-        self.print_log();
+        self.say_event(events::WARNING, None, text);
     }
 
     /// Prints pmr's own events in their place between the instances' lines.
@@ -95,14 +121,17 @@ impl Runtime {
         }
     }
 
-    /// Says once what this machine allows.
-    pub(super) fn announce_level(&mut self) {
-        let text = self.level.to_string();
-        // An adopt changes nothing about it.
-        if self.hello.deaths_total == 0 && self.hello.upgrade.is_none() {
-            tracing::info!(PMR_APP = self.app_name(), "{} {text}", self.app_name());
-            self.print_log();
+    /// Says what this machine allows, or that this supervisor goes on in another's place, which
+    /// changes nothing about it.
+    pub(super) fn announce_start(&mut self) {
+        let app = self.app_name();
+        if self.hello.deaths_total > 0 || self.hello.upgrade.is_some() {
+            let count = self.instances.values().filter(|instance| !instance.ended).count();
+            let text = format!("{app} has a new supervisor; instances that go on: {count}");
+            return self.say_event(events::ADOPTED, None, &text);
         }
+        let text = format!("{app} {}", self.level);
+        self.say_event(events::LEVEL, None, &text);
     }
 
     /// Releases that nothing names any more, and sockets that no release listens on.

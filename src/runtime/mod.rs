@@ -9,6 +9,7 @@ mod adopt;
 mod answers;
 mod clear;
 mod control;
+mod events;
 mod executor;
 mod facts;
 mod handover;
@@ -22,6 +23,7 @@ mod release;
 mod sockets;
 mod sources;
 mod spawn;
+mod streams;
 mod upgrade;
 mod wishes;
 
@@ -33,6 +35,7 @@ use std::time::Duration;
 use crate::control::protocol::INTERFACE;
 use crate::keeper::protocol::{Hello, ToKeeper};
 use crate::policy::{Action, Event, Generation, Moment, Policy, ReleaseId, SlotId};
+use crate::sys::journal::{self, Priority};
 use crate::sys::poll::{Interest, Poll};
 use crate::sys::spawn::Spawner;
 use crate::sys::{Error, clock, memory, parent, process};
@@ -47,6 +50,7 @@ use record::Record;
 use release::Release;
 use sockets::Sockets;
 use sources::Source;
+use streams::Streams;
 
 pub use upgrade::preflight;
 
@@ -97,7 +101,8 @@ pub(crate) struct Runtime {
     record: Record,
     spawner: Spawner,
     output: Output,
-    log: log::Waiting,
+    log: log::Log,
+    streams: Streams,
     policy: Policy,
     instances: BTreeMap<Generation, Instance>,
     remains: BTreeMap<Generation, Remains>,
@@ -122,6 +127,7 @@ pub(crate) struct Runtime {
 pub fn run() -> u8 {
     // It is run by its fd, whose number `ps` would show.
     never_mind(parent::set_name(c"pmr"));
+    journal::say_panics();
     let runtime = match adopt::adopt() {
         Ok(Some(runtime)) => runtime,
         Ok(None) => return 0,
@@ -141,8 +147,7 @@ pub fn run() -> u8 {
 
 /// A line for whoever reads pmr's own stderr. Nobody being there is no trouble.
 fn say_to_stderr(text: &str) {
-    use std::io::Write as _;
-    never_mind(writeln!(std::io::stderr().lock(), "pmr: {text}"));
+    journal::say(Priority::Err, text);
 }
 
 /// For a failure that changes nothing: there is nobody to tell, or nothing more to do.
@@ -154,6 +159,7 @@ impl Runtime {
         poll.add(keeper.as_fd(), Source::Keeper.token(), Interest::READABLE)?;
         let control = control::Control::new(parts.control);
         let now = clock::now();
+        let log = log::Log::open(parts.hello.foreground);
         let mut runtime = Self {
             keeper,
             keeper_pidfd: process::pidfd_open(parts.hello.keeper_pid)?,
@@ -166,7 +172,8 @@ impl Runtime {
             record: parts.record,
             spawner: parts.spawner,
             output: parts.output,
-            log: log::Waiting::collect(),
+            log,
+            streams: Streams::of_own_unit(),
             policy: parts.policy,
             instances: BTreeMap::new(),
             remains: BTreeMap::new(),
@@ -210,7 +217,7 @@ impl Runtime {
     }
 
     fn run(mut self) -> Result<(), Error> {
-        self.announce_level();
+        self.announce_start();
         self.turn();
         self.say(&ToKeeper::Adopted);
         // What follows is mostly sleep.
@@ -314,6 +321,7 @@ impl Runtime {
         if self.heartbeat_at_ms <= now {
             self.heartbeat_at_ms = now.saturating_add(self.hello.heartbeat_ms);
             self.say(&ToKeeper::Heartbeat);
+            self.say_lost();
         }
         if self.memory_at_ms <= now {
             self.memory_at_ms = now.saturating_add(MEMORY_INTERVAL_MS);

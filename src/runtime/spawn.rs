@@ -1,7 +1,7 @@
 //! From the core's `Spawn` to a registered child: the plan, the clone, and `Born`.
 
 use std::ffi::{CString, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,12 @@ use crate::keeper::protocol::{Child, ToKeeper, Will};
 use crate::policy::{Generation, ReleaseId, SlotId, SpawnFailure};
 use crate::sys::cgroup::Group;
 use crate::sys::spawn::Plan;
-use crate::sys::{Error, clock, process, unix};
+use crate::sys::{Error, clock, journal, process, unix};
 
 use super::Runtime;
 use super::instances::{Instance, fd_name, group_name};
 use super::release::Release;
+use super::streams::Pair;
 
 /// OOM score of an app where pmr's own is below it: systemd's default for a service.
 const OOM_SCORE_ADJ: i16 = 0;
@@ -38,6 +39,17 @@ struct Prepared {
     /// Read and write end of each output stream, in the foreground.
     out: Option<(OwnedFd, OwnedFd)>,
     err: Option<(OwnedFd, OwnedFd)>,
+    /// Both as streams of the journal, otherwise.
+    streams: Option<Pair>,
+}
+
+impl Prepared {
+    /// What the instance gets as standard output and error, where it is not pmr's own.
+    fn output(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        let pipes = self.out.as_ref().zip(self.err.as_ref());
+        let pipes = pipes.map(|((_, out), (_, err))| [out.as_fd(), err.as_fd()]);
+        pipes.or_else(|| self.streams.as_ref().map(|it| [it.out.as_fd(), it.err.as_fd()]))
+    }
 }
 
 impl Runtime {
@@ -63,7 +75,7 @@ impl Runtime {
     }
 
     fn prepare(
-        &self,
+        &mut self,
         slot: SlotId,
         generation: Generation,
         release: &Release,
@@ -81,7 +93,8 @@ impl Runtime {
         let foreground = self.hello.foreground;
         let out = foreground.then(pipe).transpose()?;
         let err = foreground.then(pipe).transpose()?;
-        Ok(Prepared { group, notify: Some((notify, path)), out, err })
+        let streams = self.open_streams(slot);
+        Ok(Prepared { group, notify: Some((notify, path)), out, err, streams })
     }
 
     fn clone_child(
@@ -93,6 +106,7 @@ impl Runtime {
         envp: Vec<CString>,
     ) -> Result<Instance, SpawnFailure> {
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+        let [out, err] = prepared.output().unwrap_or([stdout.as_fd(), stderr.as_fd()]);
         let inherited = self.sockets.of(release);
         let plan = Plan {
             program: release.program().map_err(|error| failure(&error))?,
@@ -102,8 +116,8 @@ impl Runtime {
             cwd: release.directory.clone(),
             identity: release.identity.clone(),
             umask: release.spec.identity.umask,
-            stdout: prepared.out.as_ref().map_or(stdout.as_fd(), |(_, write)| write.as_fd()),
-            stderr: prepared.err.as_ref().map_or(stderr.as_fd(), |(_, write)| write.as_fd()),
+            stdout: out,
+            stderr: err,
             inherited,
             group: prepared.group.as_ref().map(Group::dir),
             nofile: self.hello.file_limit,
@@ -220,6 +234,10 @@ fn environment(
         && path.parent().is_some_and(notify_fits)
     {
         set("NOTIFY_SOCKET", path.clone().into());
+    }
+    // By this a program knows that it may say its priorities, as in any service.
+    if let Some(name) = prepared.streams.as_ref().and_then(|it| journal::stream_name(&it.err)) {
+        set("JOURNAL_STREAM", name.into());
     }
     if sockets > 0 {
         set("LISTEN_FDS", sockets.to_string().into());

@@ -62,7 +62,7 @@ pub struct Stream<'a> {
 
 /// Opens a stream. A line of it that begins with `<N>` has that priority, as it is for a service
 /// (`SyslogLevelPrefix=yes`). An app that gets the fd waits in its writes only when
-/// [`SEND_BUFFER_BYTES`] are full.
+/// 8 MiB are full.
 pub fn open_stream(path: &Path, stream: &Stream<'_>) -> Result<OwnedFd> {
     let failed = |errno| Error::at("open a stream to", path, errno);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

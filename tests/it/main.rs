@@ -27,6 +27,8 @@ mod foreground;
 #[cfg(test)]
 mod import;
 #[cfg(test)]
+mod journal;
+#[cfg(test)]
 mod load;
 #[cfg(test)]
 mod procs;
