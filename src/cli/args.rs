@@ -8,7 +8,7 @@ use clap_complete::Shell;
 
 use crate::spec::{self, AppName, INSTANCES_MAX};
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 Targets:
   NAME       the app of that name
   all        every app that runs
@@ -171,11 +171,15 @@ pub enum Command {
         /// Number of the slot
         slot: u16,
     },
-    /// Let the supervisor of an app go on as the pmr that is on disk now
+    /// Let running apps go on under the pmr that is on disk now, one after the other
     Upgrade {
-        /// Name of the app
-        name: String,
-        /// Give up waiting after this long
+        /// NAME, all or /PATTERN/
+        #[arg(required_unless_present = "all")]
+        targets: Vec<String>,
+        /// Every app that runs, and no error if none does
+        #[arg(long, conflicts_with = "targets")]
+        all: bool,
+        /// Give up waiting for an app after this long
         #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
         timeout: Duration,
     },
@@ -183,6 +187,13 @@ pub enum Command {
     Completions {
         /// For which shell
         shell: Shell,
+    },
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
     },
 }
 

@@ -189,7 +189,11 @@ impl Error {
             Self::Call { app, source: CallError::Lost, .. } => {
                 Some(format!("its supervisor may have been replaced; `pmr status {app}`"))
             }
-            Self::Call { app, source: CallError::Fault(fault), .. } => fault_hint(app, fault),
+            Self::UpgradeRolledBack { app, .. } => Some(upgrade_hint(app)),
+            Self::Call { app, doing, source: CallError::Fault(fault) } => match *doing {
+                "upgrade" if fault.kind == FaultKind::Failed => Some(upgrade_hint(app)),
+                _ => fault_hint(app, fault),
+            },
             Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
                 Some("a file that is there is never replaced; name another with -o".to_owned())
             }
@@ -200,7 +204,6 @@ impl Error {
             | Self::Directory { .. }
             | Self::Write { .. }
             | Self::Import(_)
-            | Self::UpgradeRolledBack { .. }
             | Self::Output(_)
             | Self::Several(_) => None,
         }
@@ -213,6 +216,14 @@ pub(super) const NOTHING_RUNS: &str =
 
 fn slots_hint(app: &str) -> String {
     format!("`pmr status {app}` shows its slots")
+}
+
+/// Its supervisor is of another version than what is installed, and that harms nobody.
+fn upgrade_hint(app: &str) -> String {
+    format!(
+        "`{app}` runs on as before; `pmr upgrade {app}` tries again, and a new start of it takes \
+         the new pmr in any case"
+    )
 }
 
 fn fault_hint(app: &str, fault: &Fault) -> Option<String> {

@@ -13,6 +13,7 @@ mod error;
 pub mod import;
 pub mod init;
 mod logs;
+mod man;
 mod pid;
 mod status;
 mod table;
@@ -139,13 +140,16 @@ fn perform(command: Command, apps: &Apps, streams: &mut Streams<'_>) -> Result<N
         }
         Command::Pid { target } => pid::run(apps, target.as_deref(), streams)?,
         Command::Env { name, slot } => env::run(apps, &name, slot, streams)?,
-        Command::Upgrade { name, timeout } => upgrade::run(apps, &name, timeout, streams)?,
+        Command::Upgrade { targets, all, timeout } => {
+            upgrade::run(apps, &targets, all, timeout, streams)?;
+        }
         Command::Completions { shell } => {
             // Not straight to the output: there a reader that goes away would be a panic.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "pmr", &mut script);
             streams.out.write_all(&script)?;
         }
+        Command::Man { directory } => man::run(&directory)?,
     }
     Ok(Next::Done(ExitStatus::Done.code()))
 }

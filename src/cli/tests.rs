@@ -357,29 +357,34 @@ fn who_may_not_is_told_who_may() {
     });
 }
 
+/// The app's answers to an upgrade: the second look at it finds another supervisor, the third the
+/// outcome.
+fn upgrading(rolled_back: bool) -> impl FnMut(Call) -> Vec<Reply> {
+    let mut asked = false;
+    let mut app = track_backend_state();
+    move |call: Call| {
+        if asked && call == Call::List {
+            let upgrade = || UpgradeState {
+                from: "0.1.0".to_owned(),
+                to: if rolled_back { "0.1.0" } else { "0.2.0" }.to_owned(),
+                rolled_back,
+            };
+            app.upgrade = (app.supervisor_pid == 200).then(upgrade);
+            app.supervisor_pid = 200;
+        }
+        asked |= call == Call::Upgrade;
+        match call {
+            Call::List => vec![Reply::App(Box::new(app.clone()))],
+            _ => vec![Reply::Outcome(Outcome::Done)],
+        }
+    }
+}
+
 #[test]
 fn an_upgrade_ends_when_the_next_supervisor_says_so() {
     let upgrade = |rolled_back| {
         let scratch = Scratch::new(&format!("cli-upgrade-{rolled_back}"));
-        let mut asked = false;
-        let mut app = track_backend_state();
-        let answer = move |call: Call| {
-            if asked && call == Call::List {
-                // The second look finds another supervisor, the third the outcome.
-                let upgrade = || UpgradeState {
-                    from: "0.1.0".to_owned(),
-                    to: if rolled_back { "0.1.0" } else { "0.2.0" }.to_owned(),
-                    rolled_back,
-                };
-                app.upgrade = (app.supervisor_pid == 200).then(upgrade);
-                app.supervisor_pid = 200;
-            }
-            asked |= call == Call::Upgrade;
-            match call {
-                Call::List => vec![Reply::App(Box::new(app.clone()))],
-                _ => vec![Reply::Outcome(Outcome::Done)],
-            }
-        };
+        let answer = upgrading(rolled_back);
         with_app(&scratch.0, "web", 0, answer, || pmr(&scratch.0, "pmr upgrade web"))
     };
     let (next, _, err) = upgrade(false);
@@ -387,6 +392,41 @@ fn an_upgrade_ends_when_the_next_supervisor_says_so() {
     assert!(err.starts_with("upgraded `track-backend` from pmr 0.1.0 to 0.2.0: 1/2"), "{err}");
     let (next, _, err) = upgrade(true);
     assert_eq!(next, Next::Done(3), "{err}");
+    assert!(
+        err.contains("the new binary did not take over `track-backend`; pmr 0.1.0 goes on"),
+        "{err}"
+    );
+}
+
+#[test]
+fn every_app_is_upgraded_whatever_becomes_of_the_others() {
+    let refused = |call: Call| match call {
+        Call::List => vec![Reply::App(Box::new(track_backend_state()))],
+        _ => vec![Reply::Fault(Fault::new(FaultKind::Failed, "nothing was changed: too old"))],
+    };
+    let lines = ["pmr upgrade --all", "pmr upgrade all", "pmr upgrade a b", "pmr upgrade /[ab/ b"];
+    for (number, line) in lines.into_iter().enumerate() {
+        let scratch = Scratch::new(&format!("cli-upgrade-all-{number}"));
+        with_app(&scratch.0, "a", 0, refused, || {
+            with_app(&scratch.0, "b", 0, upgrading(false), || {
+                let (next, _, err) = pmr(&scratch.0, line);
+                if line.contains('[') {
+                    assert_eq!(next, Next::Done(2), "nothing is done: {err}");
+                    return;
+                }
+                assert_eq!(next, Next::Done(1), "{line}: {err}");
+                assert!(err.starts_with("upgraded `track-backend` from"), "{line}: {err}");
+                assert!(err.contains("cannot upgrade `a`: nothing was changed"), "{line}: {err}");
+                assert!(err.contains("hint: `a` runs on as before"), "{line}: {err}");
+            });
+        });
+    }
+    let scratch = Scratch::new("cli-upgrade-none");
+    let (next, _, err) = pmr(&scratch.0, "pmr upgrade --all");
+    assert_eq!((next, err.as_str()), (Next::Done(0), ""), "nothing to do");
+    assert_eq!(pmr(&scratch.0, "pmr upgrade all").0, Next::Done(1));
+    assert_eq!(pmr(&scratch.0, "pmr upgrade").0, Next::Done(2));
+    assert_eq!(pmr(&scratch.0, "pmr upgrade --all web").0, Next::Done(2));
 }
 
 #[test]
@@ -501,7 +541,7 @@ fn completions_and_help_are_data() {
       logs         Show the last lines of output
       pid          Print the process ids of the instances, one a line
       env          Print the environment of an instance
-      upgrade      Let the supervisor of an app go on as the pmr that is on disk now
+      upgrade      Let running apps go on under the pmr that is on disk now, one after the other
       completions  Print a completion script
       help         Print this message or the help of the given subcommand(s)
 

@@ -88,6 +88,50 @@ fn what_is_no_pmr_is_refused_and_nothing_changes() {
     assert_unharmed(&mut app, load, &before);
 }
 
+/// The tested binary with every `from` in it as `to`.
+fn changed(from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = fs::read(real()).unwrap();
+    let mut at = 0;
+    let mut seen = 0;
+    while let Some(next) = bytes[at..].windows(from.len()).position(|window| window == from) {
+        bytes[at + next..at + next + from.len()].copy_from_slice(to);
+        at += next + from.len();
+        seen += 1;
+    }
+    assert!(seen > 0, "the binary does not contain {from:?}");
+    bytes
+}
+
+#[test]
+fn a_pmr_for_another_machine_is_refused_and_nothing_changes() {
+    let (mut app, load, before) = started("other-machine");
+    let mut foreign = fs::read(real()).unwrap();
+    // e_machine, of an architecture that nobody has (EM_MCST_ELBRUS).
+    foreign[18..20].copy_from_slice(&175_u16.to_le_bytes());
+    let no_library = changed(b"libc.so.6\0", b"libc.so.9\0");
+    for (binary, why) in [(foreign, "xec format error"), (no_library, "libc.so.9")] {
+        let file = app.setup.directory.join("other");
+        fs::write(&file, binary).unwrap();
+        replace_binary(&app, &file);
+        let setup = &app.setup;
+        let mut command = Command::new(real());
+        command.args(["upgrade", "--all"]).env("PMR_RUNTIME_DIR", &setup.runtime);
+        let done = setup.run(&mut command);
+        assert_eq!(done.code, 1, "{}{}", done.out, done.err);
+        for part in [why, "nothing was changed", "runs on as before", &setup.name] {
+            assert!(done.err.contains(part), "{part}: {}", done.err);
+        }
+    }
+    replace_binary(&app, real());
+    assert_eq!(app.status().0["supervisor_pid"], before.0["supervisor_pid"]);
+    // The next one is good again.
+    let done = app.setup.pmr(&["upgrade", "--all"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(app.status().0["upgrade"]["rolled_back"], false);
+    assert_unharmed(&mut app, load, &before);
+}
+
 #[test]
 fn a_binary_that_cannot_adopt_is_taken_back() {
     let (mut app, load, before) = started("taken-back");
