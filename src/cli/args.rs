@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::control::Scope;
 use crate::spec::{self, AppName, INSTANCES_MAX};
 
 pub(super) const AFTER_HELP: &str = "\
 Targets:
   NAME       the app of that name
-  all        every app that runs
+  all        every app
   /PATTERN/  every app whose name contains PATTERN; `.` is any character, `*` repeats the one
              before it, `^` and `$` are the name's ends: /^web-/ or /api.*v2$/
 
@@ -23,15 +24,43 @@ Exit status:
   4  not done within --timeout
   5  denied
 
-Apps are looked for in $XDG_RUNTIME_DIR/pmr and /run/pmr, or only in $PMR_RUNTIME_DIR.";
+Configs of apps that systemd starts are in /etc/pmr; the unit of /etc/pmr/web.toml is
+pmr@web.service. A user's own, under `systemctl --user`, are in ~/.config/pmr. Root means the
+machine's apps, and a user the own ones first, then the machine's: --system and --user choose.
+Apps that run are looked for in $XDG_RUNTIME_DIR/pmr and /run/pmr, or only in $PMR_RUNTIME_DIR.";
 
 /// Keeps N instances of an app running behind one port.
 #[derive(Debug, Parser)]
 #[command(name = "pmr", bin_name = "pmr", version, after_help = AFTER_HELP)]
 pub struct Arguments {
+    /// Whose apps.
+    #[command(flatten)]
+    pub whose: Whose,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Whose service manager is meant.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Whose {
+    /// Only the machine's apps
+    #[arg(long, global = true)]
+    pub system: bool,
+    /// Only the apps of this user's service manager
+    #[arg(long, global = true, conflicts_with = "system")]
+    pub user: bool,
+}
+
+impl Whose {
+    /// The one that is meant, where one is.
+    pub fn scope(self) -> Option<Scope> {
+        match (self.system, self.user) {
+            (true, _) => Some(Scope::System),
+            (false, true) => Some(Scope::User),
+            (false, false) => None,
+        }
+    }
 }
 
 /// What to do.
@@ -83,7 +112,7 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
-    /// Show what runs: a line for every slot
+    /// Show all apps, running or not: a line for every slot
     #[command(visible_aliases = ["ls", "list"])]
     Status {
         /// Which apps; every one if left out
@@ -101,12 +130,16 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Start what is stopped, errored or waiting
+    /// Start an app, or those of its slots that are stopped, errored or waiting
     Start(Selection),
-    /// Stop, and stay stopped
+    /// Stop an app or a slot, and stay stopped
     Stop(Selection),
-    /// Stop and start again, slot by slot
+    /// Stop and start again, slot by slot; an app that does not run is started
     Restart(Selection),
+    /// Have an app started at boot
+    Enable(Boot),
+    /// Have an app started at boot no longer
+    Disable(Boot),
     /// Read the config again and replace slot by slot; what does not come up is not kept
     Reload {
         /// NAME, all or /PATTERN/
@@ -204,6 +237,19 @@ pub struct Selection {
     pub target: String,
     /// Only this slot
     pub slot: Option<u16>,
+    /// How long to wait
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
+/// Which apps are started at boot, or no longer.
+#[derive(Debug, Args)]
+pub struct Boot {
+    /// NAME, all or /PATTERN/
+    pub target: String,
+    /// Also start it now, or stop it
+    #[arg(long)]
+    pub now: bool,
     /// How long to wait
     #[command(flatten)]
     pub patience: Patience,

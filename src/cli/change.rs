@@ -1,6 +1,5 @@
 //! What changes an app: asked of every app that is meant at once, then waited for.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,13 +7,8 @@ use serde_json::{Value, json};
 use super::apps::{App, Apps, Found, Streams, call_error, join, soon};
 use super::args::{Patience, ScaleBy};
 use super::error::Error;
+use super::progress::{ProgressLine, look_every};
 use crate::control::client::{CallError, Client, ConnectError, Deadline};
-
-/// Between two looks at how far it is, where somebody watches.
-const LOOK_WATCHED: Duration = Duration::from_millis(200);
-
-/// Between two looks where nobody does: only to see that the supervisor is alive.
-const LOOK_UNWATCHED: Duration = Duration::from_secs(1);
 
 /// So many looks in a row without an answer mean that nobody is there. The keeper replaces a
 /// supervisor that hangs, and then the connection ends anyway.
@@ -139,7 +133,7 @@ fn await_outcome(
     deadline: Deadline,
     streams: &mut Streams<'_>,
 ) -> Result<(), Error> {
-    let look = if streams.progress { LOOK_WATCHED } else { LOOK_UNWATCHED };
+    let look = look_every(streams);
     let mut line = ProgressLine::default();
     let mut looker = None;
     let mut failed: u32 = 0;
@@ -201,57 +195,4 @@ fn look_at(
         None => looker.insert(Client::connect(&app.directory).map_err(|_| LookError)?),
     };
     client.list(deadline.min(soon())).map(|state| state.summary).map_err(|_| LookError)
-}
-
-/// A line that is written over and over, where somebody watches.
-#[derive(Debug, Default)]
-struct ProgressLine {
-    width: usize,
-}
-
-impl ProgressLine {
-    fn show(&mut self, text: &str, streams: &mut Streams<'_>) -> io::Result<()> {
-        if !streams.progress {
-            return Ok(());
-        }
-        // Blanks, not an escape sequence: those are taken out where colour is not wanted.
-        let width = self.width;
-        write!(streams.err, "\r{text:width$}")?;
-        self.width = text.chars().count();
-        streams.err.flush()
-    }
-
-    fn clear(&mut self, streams: &mut Streams<'_>) -> io::Result<()> {
-        if self.width == 0 {
-            return Ok(());
-        }
-        let width = self.width;
-        self.width = 0;
-        write!(streams.err, "\r{:width$}\r", "")?;
-        streams.err.flush()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_progress_line_covers_the_one_before_and_goes_away() {
-        let shown = |progress| {
-            let mut err = Vec::new();
-            {
-                let (out, err) = (Box::new(io::sink()), Box::new(&mut err));
-                let mut streams = Streams { out, err, progress };
-                let mut line = ProgressLine::default();
-                for text in ["longer text", "short"] {
-                    line.show(text, &mut streams).unwrap();
-                }
-                line.clear(&mut streams).unwrap();
-            }
-            String::from_utf8(err).unwrap()
-        };
-        assert_eq!(shown(true), "\rlonger text\rshort      \r     \r");
-        assert_eq!(shown(false), "");
-    }
 }

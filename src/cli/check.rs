@@ -1,6 +1,6 @@
 //! `pmr check`: every problem of every file.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -63,6 +63,21 @@ pub fn before_run(
         Err(error) => {
             tell_error(&error, streams)?;
             Ok(None)
+        }
+    }
+}
+
+/// Says what is wrong with the config of an app that systemd is to start, and whether it can be
+/// used. One that may not be read is left to whoever may.
+pub(super) fn before_start(file: &Path, streams: &mut Streams<'_>) -> Result<bool, Error> {
+    match load::load(file, None) {
+        Ok(_) => Ok(true),
+        Err(LoadError::Read(error)) if error.source.kind() == ErrorKind::PermissionDenied => {
+            Ok(true)
+        }
+        Err(error) => {
+            tell_error(&error, streams)?;
+            Ok(false)
         }
     }
 }

@@ -4,16 +4,26 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::apps::{Apps, Streams, call_error, soon};
+use super::apps::{Apps, Known, Streams, call_error, soon};
 use super::error::Error;
+use super::status::{Entry, Idle};
+use super::systemd::journal;
 use super::table::{cpu, harmless, memory, or_dash, style_of, time};
+use super::target::Target;
+use super::units::{Connections, why};
 use crate::control::protocol::{AppState, InstanceState, OtherState, VERSION};
+
+/// How many of the last lines of the journal are shown of an app that does not run.
+const JOURNAL_LINES: u32 = 10;
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Json<'a> {
     version: u32,
-    app: &'a AppState,
+    app: Entry<'a>,
+    /// The last lines of an app that does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    journal: Option<&'a [String]>,
 }
 
 pub(super) fn run(
@@ -22,14 +32,69 @@ pub(super) fn run(
     json: bool,
     streams: &mut Streams<'_>,
 ) -> Result<(), Error> {
-    let mut app = apps.one(name)?;
-    let state = app.client.describe(soon()).map_err(call_error(name, "describe"))?;
+    let target = Target::Name(name.to_owned());
+    let mut known = apps.known(std::slice::from_ref(&target))?.into_iter();
+    let known = known.next().ok_or_else(|| target.nothing(Vec::new(), Vec::new()))?;
+    let Some(live) = known.live else { return idle(&known, json, streams) };
+    let state = live?.client.describe(soon()).map_err(call_error(name, "describe"))?;
     if json {
-        let json = Json { version: VERSION, app: &state };
-        writeln!(streams.out, "{}", serde_json::to_string(&json).unwrap_or_default())?;
-        return Ok(());
+        write_json(Entry::running(&state), None, streams)
+    } else {
+        Ok(write_app(&mut *streams.out, &state)?)
     }
-    Ok(write_app(&mut *streams.out, &state)?)
+}
+
+fn write_json(
+    app: Entry<'_>,
+    journal: Option<&[String]>,
+    streams: &mut Streams<'_>,
+) -> Result<(), Error> {
+    let json = Json { version: VERSION, app, journal };
+    writeln!(streams.out, "{}", serde_json::to_string(&json).unwrap_or_default())?;
+    Ok(())
+}
+
+/// An app that does not run: what systemd and the journal say of it.
+fn idle(known: &Known, json: bool, streams: &mut Streams<'_>) -> Result<(), Error> {
+    let mut connections = Connections::default();
+    let unit = connections.of(known.scope).and_then(|systemd| systemd.unit(&known.name, soon()));
+    let journal = journal::last_lines(known.scope, &known.name, JOURNAL_LINES);
+    let (unit, error) = match unit {
+        Ok(unit) => (Some(unit), None),
+        Err(error) => (None, Some(error)),
+    };
+    let app = Idle::new(known, unit);
+    if json {
+        write_json(Entry::unit(&app), Some(&journal), streams)?;
+    } else {
+        write_idle(&mut *streams.out, &app, &journal)?;
+    }
+    if let Some(error) = error {
+        writeln!(streams.err, "note: {error}; the unit is not shown")?;
+    }
+    Ok(())
+}
+
+fn write_idle(out: &mut dyn Write, app: &Idle, journal: &[String]) -> io::Result<()> {
+    let style = style_of(&app.status);
+    writeln!(out, "{}: {style}{}{style:#}", app.name, app.text())?;
+    field(out, 2, "config", &harmless(&app.config))?;
+    if let Some(unit) = &app.unit {
+        let since = unit.since_ms.map(|ms| format!(" for {}", time(ms))).unwrap_or_default();
+        let text = format!("{} ({}, {}){since}", unit.name, unit.active_state, unit.sub_state);
+        field(out, 2, "unit", &text)?;
+        field(out, 2, "enabled", if unit.is_enabled() { "yes" } else { "no" })?;
+        if let Some(why) = why(unit) {
+            field(out, 2, "last result", &why)?;
+        }
+        if !unit.status_text.is_empty() {
+            field(out, 2, "last status", &harmless(&unit.status_text))?;
+        }
+    }
+    for (index, line) in journal.iter().enumerate() {
+        field(out, 2, if index == 0 { "last lines" } else { "" }, &harmless(line))?;
+    }
+    Ok(())
 }
 
 fn field(out: &mut dyn Write, indent: usize, name: &str, value: &str) -> io::Result<()> {

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::systemd::{BusError, unit_name};
+use super::table::harmless;
 use crate::control::Spoken;
 use crate::control::client::{CallError, ConnectError};
 use crate::control::protocol::{Fault, FaultKind};
@@ -42,13 +44,52 @@ impl ExitStatus {
 /// An error that a user or the world can have.
 #[derive(Debug)]
 pub enum Error {
-    /// Nothing of that name runs.
+    /// There is nothing of that name.
     NoSuchApp {
         /// What was asked for.
         name: String,
         /// What runs.
         running: Vec<String>,
+        /// What could be started.
+        stopped: Vec<String>,
     },
+    /// It has a config, and does not run.
+    NotRunning {
+        /// Which.
+        app: String,
+    },
+    /// It cannot be started: there is no config of that name.
+    NoConfig {
+        /// What was asked for.
+        name: String,
+        /// Where the config would be.
+        path: PathBuf,
+    },
+    /// A file was named where an app is meant.
+    IsFile {
+        /// What was asked for.
+        path: PathBuf,
+        /// Where it would be an app's config, where that can be said.
+        config: Option<PathBuf>,
+    },
+    /// Its config cannot be used; why was said before.
+    Config {
+        /// Which.
+        app: String,
+        /// What was asked.
+        doing: &'static str,
+    },
+    /// The service manager did not do it.
+    Systemd {
+        /// Which app it was about.
+        app: String,
+        /// What was asked.
+        doing: &'static str,
+        /// Why.
+        source: BusError,
+    },
+    /// The service manager tried, and it did not work.
+    Job(Box<JobFailure>),
     /// No name matches.
     NoMatch {
         /// What was asked for.
@@ -140,9 +181,11 @@ impl Error {
             Self::Pattern { .. } => ExitStatus::Usage,
             Self::TimedOut { .. }
             | Self::Connect { source: ConnectError::NoAnswer, .. }
-            | Self::Call { source: CallError::TimedOut, .. } => ExitStatus::TimedOut,
+            | Self::Call { source: CallError::TimedOut, .. }
+            | Self::Systemd { source: BusError::NoAnswer, .. } => ExitStatus::TimedOut,
             Self::UpgradeRolledBack { .. } => ExitStatus::RolledBack,
-            Self::Connect { source: ConnectError::Denied, .. } => ExitStatus::Denied,
+            Self::Connect { source: ConnectError::Denied, .. }
+            | Self::Systemd { source: BusError::Denied, .. } => ExitStatus::Denied,
             Self::Call { source: CallError::Fault(fault), .. } => match fault.kind {
                 FaultKind::Denied => ExitStatus::Denied,
                 FaultKind::RolledBack => ExitStatus::RolledBack,
@@ -158,6 +201,12 @@ impl Error {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitStatus::Done,
             Self::Several(errors) => errors.first().map_or(ExitStatus::Failed, Self::exit_status),
             Self::NoSuchApp { .. }
+            | Self::NotRunning { .. }
+            | Self::NoConfig { .. }
+            | Self::IsFile { .. }
+            | Self::Config { .. }
+            | Self::Systemd { .. }
+            | Self::Job(_)
             | Self::NoMatch { .. }
             | Self::NothingRuns
             | Self::NoDirectory(_)
@@ -175,8 +224,14 @@ impl Error {
     /// What to do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoSuchApp { running, .. } if running.is_empty() => Some(NOTHING_RUNS.to_owned()),
-            Self::NoSuchApp { running, .. } => Some(format!("running: {}", running.join(", "))),
+            Self::NoSuchApp { running, stopped, .. } => Some(known_hint(running, stopped)),
+            Self::NotRunning { app } => Some(format!("`pmr start {app}` starts it")),
+            Self::NoConfig { name, .. } => {
+                Some(format!("`pmr init {name}` writes an example of one"))
+            }
+            Self::IsFile { path, config } => Some(file_hint(path, config.as_deref())),
+            Self::Systemd { app, doing, source } => systemd_hint(app, doing, source),
+            Self::Job(failure) => Some(format!("`pmr describe {}` shows more", failure.app)),
             Self::NothingRuns => Some(NOTHING_RUNS.to_owned()),
             Self::NoDirectory(_) => Some("PMR_RUNTIME_DIR names another one".to_owned()),
             Self::NoMatch { .. } => Some("`pmr status` shows what runs".to_owned()),
@@ -198,7 +253,8 @@ impl Error {
                 Some("a file that is there is never replaced; name another with -o".to_owned())
             }
             Self::NoSuchSlot { app, .. } => Some(slots_hint(app)),
-            Self::Read { .. }
+            Self::Config { .. }
+            | Self::Read { .. }
             | Self::Connect { .. }
             | Self::Call { .. }
             | Self::Directory { .. }
@@ -244,13 +300,29 @@ fn fault_hint(app: &str, fault: &Fault) -> Option<String> {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoSuchApp { name, running } => {
-                write!(f, "no app named `{name}` is running")?;
-                match nearest(name, running) {
+            Self::NoSuchApp { name, running, stopped } => {
+                if stopped.is_empty() {
+                    write!(f, "no app named `{name}` is running")?;
+                } else {
+                    write!(f, "there is no app named `{name}`")?;
+                }
+                match nearest(name, running.iter().chain(stopped)) {
                     Some(near) => write!(f, "; did you mean `{near}`?"),
                     None => Ok(()),
                 }
             }
+            Self::NotRunning { app } => write!(f, "`{app}` is not running"),
+            Self::NoConfig { name, path } => {
+                write!(f, "there is no app named `{name}`: {} is not there", path.display())
+            }
+            Self::IsFile { path, .. } => {
+                write!(f, "{} is a file; what is started is an app, by its name", path.display())
+            }
+            Self::Config { app, doing } => {
+                write!(f, "cannot {doing} `{app}`: its config cannot be used")
+            }
+            Self::Systemd { app, doing, source } => write!(f, "cannot {doing} `{app}`: {source}"),
+            Self::Job(failure) => failure.fmt(f),
             Self::NoMatch { target } => write!(f, "no app that is running matches `{target}`"),
             Self::NothingRuns => write!(f, "no app is running"),
             Self::NoDirectory(error) => {
@@ -300,15 +372,79 @@ impl From<io::Error> for Error {
     }
 }
 
-/// The name of those that run which is most like `name`, where one is at all.
-fn nearest<'a>(name: &str, running: &'a [String]) -> Option<&'a str> {
+/// A job of the service manager that did not do what was asked.
+#[derive(Debug)]
+pub struct JobFailure {
+    /// Which app it was about.
+    pub app: String,
+    /// What was asked.
+    pub doing: &'static str,
+    /// How the job ended.
+    pub end: String,
+    /// How the unit's last run ended, where that was a failure.
+    pub unit: Option<String>,
+    /// The last lines of the unit in the journal.
+    pub journal: Vec<String>,
+}
+
+impl fmt::Display for JobFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { app, doing, end, unit, journal } = self;
+        write!(f, "cannot {doing} `{app}`: {end}")?;
+        if let Some(unit) = unit {
+            write!(f, " ({unit})")?;
+        }
+        for line in journal {
+            write!(f, "\n  | {}", harmless(line))?;
+        }
+        Ok(())
+    }
+}
+
+fn known_hint(running: &[String], stopped: &[String]) -> String {
+    let list = |word, names: &[String]| {
+        (!names.is_empty()).then(|| format!("{word}: {}", names.join(", ")))
+    };
+    let lists = [list("running", running), list("not running", stopped)];
+    let lists: Vec<String> = lists.into_iter().flatten().collect();
+    if lists.is_empty() { NOTHING_RUNS.to_owned() } else { lists.join("; ") }
+}
+
+fn file_hint(path: &Path, config: Option<&Path>) -> String {
+    let (path, name) = (path.display(), path.file_stem().unwrap_or_default().display());
+    match config {
+        Some(config) => format!(
+            "copy it to {}, then `pmr start {name}`; or `pmr run {path}` in the foreground",
+            config.display()
+        ),
+        None => format!("`pmr run {path}` runs it in the foreground"),
+    }
+}
+
+fn systemd_hint(app: &str, doing: &str, source: &BusError) -> Option<String> {
+    match source {
+        BusError::Denied => Some(format!("`sudo pmr {doing} {app}`")),
+        BusError::Masked => Some(format!("`systemctl unmask {}` takes that back", unit_name(app))),
+        BusError::NoUnit | BusError::NothingToEnable => {
+            Some("the .deb and .rpm of pmr install it".to_owned())
+        }
+        BusError::Unreachable(_) | BusError::NoManager => {
+            Some("without systemd, `pmr run FILE` runs an app in the foreground".to_owned())
+        }
+        BusError::Lost => Some(format!("it may go on; `pmr status {app}`")),
+        BusError::NoAnswer | BusError::Refused(_) => None,
+    }
+}
+
+/// The name of those that there are which is most like `name`, where one is at all.
+fn nearest<'a>(name: &str, others: impl Iterator<Item = &'a String>) -> Option<&'a str> {
     // Jaro-Winkler likes a common beginning, and is too strict where two letters of three changed
     // places.
     let likeness = |other: &str| match strsim::osa_distance(name, other) {
         1 => 1.0,
         _ => strsim::jaro_winkler(name, other),
     };
-    let near = running.iter().map(|other| (likeness(other), other.as_str()));
+    let near = others.map(|other| (likeness(other), other.as_str()));
     let best = near.filter(|(likeness, _)| *likeness > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
     best.map(|(_, other)| other)
 }
@@ -328,9 +464,9 @@ mod tests {
             ("database", None),
             ("", None),
         ] {
-            assert_eq!(nearest(name, &running), near, "{name}");
+            assert_eq!(nearest(name, running.iter()), near, "{name}");
         }
-        let error = Error::NoSuchApp { name: "webb".to_owned(), running };
+        let error = Error::NoSuchApp { name: "webb".to_owned(), running, stopped: vec![] };
         assert_eq!(error.to_string(), "no app named `webb` is running; did you mean `web`?");
     }
 

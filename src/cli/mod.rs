@@ -15,11 +15,14 @@ pub mod init;
 mod logs;
 mod man;
 mod pid;
+mod progress;
 mod status;
+mod systemd;
 mod table;
 mod target;
 #[cfg(test)]
 mod tests;
+mod units;
 mod upgrade;
 
 use std::ffi::OsString;
@@ -31,9 +34,10 @@ use clap::{CommandFactory as _, Parser as _};
 
 pub use apps::Streams;
 pub use args::{Arguments, Command, Patience, ScaleBy, Selection};
-pub use error::{Error, ExitStatus};
+pub use error::{Error, ExitStatus, JobFailure};
+pub use systemd::BusError;
 
-use crate::control;
+use crate::control::{Home, Scope, homes};
 use crate::spec::AppName;
 use apps::Apps;
 use change::Change;
@@ -84,17 +88,19 @@ pub enum Next {
 
 /// Reads the command line and does what can be done over the sockets of the apps.
 pub fn run(args: impl IntoIterator<Item = OsString>, streams: &mut Streams<'_>) -> Next {
-    let directories = control::directories(|name| std::env::var_os(name));
-    run_in(directories, args, streams)
+    run_in(|scope| homes(|name| std::env::var_os(name), scope), args, streams)
 }
 
 fn run_in(
-    directories: Vec<PathBuf>,
+    homes: impl FnOnce(Option<Scope>) -> Vec<Home>,
     args: impl IntoIterator<Item = OsString>,
     streams: &mut Streams<'_>,
 ) -> Next {
     let result = match Arguments::try_parse_from(args) {
-        Ok(arguments) => perform(arguments.command, &Apps { directories }, streams),
+        Ok(arguments) => {
+            let apps = Apps { homes: homes(arguments.whose.scope()) };
+            perform(arguments.command, &apps, streams)
+        }
         Err(error) => return Next::Done(refuse(&error, streams).code()),
     };
     let result = result.and_then(|next| {
@@ -120,9 +126,11 @@ fn perform(command: Command, apps: &Apps, streams: &mut Streams<'_>) -> Result<N
         }
         Command::Status { targets, json } => status::run(apps, &targets, json, streams)?,
         Command::Describe { name, json } => describe::run(apps, &name, json, streams)?,
-        Command::Start(it) => select(apps, &it, &Change::start(it.slot), streams)?,
-        Command::Stop(it) => select(apps, &it, &Change::stop(it.slot), streams)?,
-        Command::Restart(it) => select(apps, &it, &Change::restart(it.slot), streams)?,
+        Command::Start(it) => units::start(apps, &it, streams)?,
+        Command::Stop(it) => units::stop(apps, &it, streams)?,
+        Command::Restart(it) => units::restart(apps, &it, streams)?,
+        Command::Enable(it) => units::enable(apps, &it, streams)?,
+        Command::Disable(it) => units::disable(apps, &it, streams)?,
         Command::Reload { target, wait: _, patience } => {
             change::perform(apps.find_text(&target)?, &Change::reload(), patience, streams)?;
         }
@@ -152,15 +160,6 @@ fn perform(command: Command, apps: &Apps, streams: &mut Streams<'_>) -> Result<N
         Command::Man { directory } => man::run(&directory)?,
     }
     Ok(Next::Done(ExitStatus::Done.code()))
-}
-
-fn select(
-    apps: &Apps,
-    selection: &Selection,
-    change: &Change,
-    streams: &mut Streams<'_>,
-) -> Result<(), Error> {
-    change::perform(apps.find_text(&selection.target)?, change, selection.patience, streams)
 }
 
 /// The exit status of a command whose end was left to the caller; says what went wrong.

@@ -68,8 +68,10 @@ pub(super) fn write_table<const N: usize>(
 pub(super) fn style_of(status: &str) -> Style {
     let color = match status {
         "online" => AnsiColor::Green,
-        "errored" => AnsiColor::Red,
-        "launching" | "waiting" | "draining" | "degraded" => AnsiColor::Yellow,
+        "errored" | "failed" => AnsiColor::Red,
+        "launching" | "waiting" | "draining" | "degraded" | "starting" | "stopping" => {
+            AnsiColor::Yellow
+        }
         _ => return Style::new(),
     };
     Style::new().fg_color(Some(color.into()))

@@ -33,11 +33,12 @@ impl Target {
         }
     }
 
-    /// The error where none of those that run is meant.
-    pub(super) fn nothing(&self, running: Vec<String>) -> Error {
+    /// The error where none is meant of those that run, and of those that could be started.
+    pub(super) fn nothing(&self, running: Vec<String>, stopped: Vec<String>) -> Error {
         match self {
             Self::All => Error::NothingRuns,
-            Self::Name(name) => Error::NoSuchApp { name: name.clone(), running },
+            Self::Name(name) if stopped.contains(name) => Error::NotRunning { app: name.clone() },
+            Self::Name(name) => Error::NoSuchApp { name: name.clone(), running, stopped },
             Self::Pattern { text, .. } => Error::NoMatch { target: text.clone() },
         }
     }

@@ -11,6 +11,11 @@ use crate::control::protocol::{
 use crate::control::server::{Call, Reply};
 use crate::policy::{Outcome, Refusal, RollKind, SlotId};
 
+/// A directory of sockets, with no configs beside it.
+fn home(directory: &Path) -> Home {
+    Home { scope: Scope::System, runtime: directory.to_owned(), config: None }
+}
+
 /// Runs a command line; gives the exit status, the data and the rest.
 fn pmr(directory: &Path, line: &str) -> (Next, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -21,7 +26,7 @@ fn pmr(directory: &Path, line: &str) -> (Next, String, String) {
             progress: false,
         };
         let args = line.split_whitespace().map(OsString::from);
-        run_in(vec![directory.to_owned()], args, &mut streams)
+        run_in(|_| vec![home(directory)], args, &mut streams)
     };
     (next, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
@@ -100,7 +105,7 @@ fn a_roll_and_a_lost_cause_are_noted() {
             err: Box::new(io::sink()),
             progress: false,
         };
-        status::write_states(&[app], &mut streams).unwrap();
+        status::write_states(&[app], &[], &mut streams).unwrap();
     }
     insta::assert_snapshot!(String::from_utf8(out).unwrap(), @r#"
     NAME           ID  MODE      PID  MEM   CPU  STATUS   RESTARTS  UPTIME
@@ -174,7 +179,8 @@ fn status_as_json_has_a_stable_shape() {
     "supervisor_deaths":1,
     "pmr_version":"0.1.0",
     "upgrade":null,
-    "journal":null}]}
+    "journal":null,
+    "kind":"running"}]}
     "#);
 }
 
@@ -465,7 +471,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
             let mut streams =
                 Streams { out: Box::new(Gone), err: Box::new(&mut err), progress: false };
             let args = line.split_whitespace().map(OsString::from);
-            run_in(vec!["/nonexistent".into()], args, &mut streams)
+            run_in(|_| vec![home(Path::new("/nonexistent"))], args, &mut streams)
         };
         let expected = u8::from(line.ends_with("nothing"));
         assert_eq!(next, Next::Done(expected), "{line}");
@@ -521,7 +527,7 @@ fn completions_and_help_are_data() {
     insta::assert_snapshot!(help, @r#"
     Keeps N instances of an app running behind one port
 
-    Usage: pmr <COMMAND>
+    Usage: pmr [OPTIONS] <COMMAND>
 
     Commands:
       run          Run the app of a config file in the foreground
@@ -529,11 +535,13 @@ fn completions_and_help_are_data() {
       check        Check config files: every problem, with its place
       init         Write a commented example of a config
       import       Make configs of a PM2 ecosystem file
-      status       Show what runs: a line for every slot [aliases: ls, list]
+      status       Show all apps, running or not: a line for every slot [aliases: ls, list]
       describe     Show everything about an app [alias: show]
-      start        Start what is stopped, errored or waiting
-      stop         Stop, and stay stopped
-      restart      Stop and start again, slot by slot
+      start        Start an app, or those of its slots that are stopped, errored or waiting
+      stop         Stop an app or a slot, and stay stopped
+      restart      Stop and start again, slot by slot; an app that does not run is started
+      enable       Have an app started at boot
+      disable      Have an app started at boot no longer
       reload       Read the config again and replace slot by slot; what does not come up is not kept
       scale        Change how many instances there are
       signal       Send a signal to the main process of every instance
@@ -546,12 +554,14 @@ fn completions_and_help_are_data() {
       help         Print this message or the help of the given subcommand(s)
 
     Options:
+          --system   Only the machine's apps
+          --user     Only the apps of this user's service manager
       -h, --help     Print help
       -V, --version  Print version
 
     Targets:
       NAME       the app of that name
-      all        every app that runs
+      all        every app
       /PATTERN/  every app whose name contains PATTERN; `.` is any character, `*` repeats the one
                  before it, `^` and `$` are the name's ends: /^web-/ or /api.*v2$/
 
@@ -563,7 +573,10 @@ fn completions_and_help_are_data() {
       4  not done within --timeout
       5  denied
 
-    Apps are looked for in $XDG_RUNTIME_DIR/pmr and /run/pmr, or only in $PMR_RUNTIME_DIR.
+    Configs of apps that systemd starts are in /etc/pmr; the unit of /etc/pmr/web.toml is
+    pmr@web.service. A user's own, under `systemctl --user`, are in ~/.config/pmr. Root means the
+    machine's apps, and a user the own ones first, then the machine's: --system and --user choose.
+    Apps that run are looked for in $XDG_RUNTIME_DIR/pmr and /run/pmr, or only in $PMR_RUNTIME_DIR.
     "#);
     for state in [AppState::default(), track_backend_state()] {
         let text = serde_json::to_string(&state).unwrap();

@@ -56,6 +56,11 @@ fn now_ms() -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The monotonic clock, by which systemd too says when something was.
+pub fn since_boot_ms() -> u64 {
+    now_ms()
+}
+
 /// Waits between two looks at something that gives no sign of its own, such as a socket that is
 /// to come back.
 pub fn pause(duration: Duration) {

@@ -14,6 +14,27 @@ const SYSTEM_DIRECTORY: &str = "/run/pmr";
 /// Where the configs of system services are.
 const SYSTEM_CONFIGS: &str = "/etc/pmr";
 
+/// Whose service manager an app belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// The machine's.
+    System,
+    /// The user's own.
+    User,
+}
+
+/// Where the apps of one service manager are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// Whose it is.
+    pub scope: Scope,
+    /// The directory of sockets.
+    pub runtime: PathBuf,
+    /// The directory of configs. `None` where a directory of sockets was named and none of configs:
+    /// such apps run in the foreground, and are no units.
+    pub config: Option<PathBuf>,
+}
+
 /// An app's directory with a socket in it; whether anybody listens shows when it is connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -23,11 +44,17 @@ pub struct Place {
     pub directory: PathBuf,
 }
 
-/// Directories in which apps are looked for, the caller's own first: `PMR_RUNTIME_DIR` alone where
-/// it is set, else the user's (`$XDG_RUNTIME_DIR/pmr`, or one in the temporary directory where a
-/// session has none: over su(1), in a container), else the system's.
-pub fn directories(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    directories_of(variable, rustix::process::geteuid().is_root())
+/// Where apps are looked for, the caller's own first: a user's (`$XDG_RUNTIME_DIR/pmr`, or one in
+/// the temporary directory where a session has none: over su(1), in a container; configs in
+/// `$XDG_CONFIG_HOME/pmr` or `~/.config/pmr`), then the system's (`/run/pmr`, `/etc/pmr`); only one
+/// of them where one is `wanted`. `PMR_RUNTIME_DIR` and `PMR_CONFIG_DIR` take the place of all.
+pub fn homes(variable: impl Fn(&str) -> Option<OsString>, wanted: Option<Scope>) -> Vec<Home> {
+    homes_of(&variable, wanted, rustix::process::geteuid().is_root())
+}
+
+/// Whose service manager a process asks first.
+fn own_scope(is_system: bool) -> Scope {
+    if is_system { Scope::System } else { Scope::User }
 }
 
 /// The directory in which a supervisor makes its app's, made where it is not there. In the
@@ -35,8 +62,8 @@ pub fn directories(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> 
 /// trap.
 pub fn own_directory(variable: impl Fn(&str) -> Option<OsString>) -> io::Result<PathBuf> {
     let is_root = rustix::process::geteuid().is_root();
-    let mut all = directories_of(variable, is_root).into_iter();
-    let first = all.next().unwrap_or_else(|| PathBuf::from(SYSTEM_DIRECTORY));
+    let first = set(&variable, "PMR_RUNTIME_DIR")
+        .unwrap_or_else(|| runtime_directory_of(&variable, own_scope(is_root)));
     let is_temporary = first == temporary_directory();
     let made = if is_temporary {
         DirBuilder::new().mode(0o700).create(&first)
@@ -82,18 +109,12 @@ fn config_directory_of(
     variable: impl Fn(&str) -> Option<OsString>,
     is_root: bool,
 ) -> io::Result<PathBuf> {
-    let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(only) = set("PMR_CONFIG_DIR") {
-        return Ok(only);
-    }
     // With `User=` in a drop-in it is the system's manager all the same.
     let runtime = variable("RUNTIME_DIRECTORY").unwrap_or_default();
-    if is_root || std::env::split_paths(&runtime).any(|one| one.starts_with(SYSTEM_DIRECTORY)) {
-        return Ok(PathBuf::from(SYSTEM_CONFIGS));
-    }
-    set("XDG_CONFIG_HOME")
-        .or_else(|| set("HOME").map(|home| home.join(".config")))
-        .map(|configs| configs.join("pmr"))
+    let is_system =
+        is_root || std::env::split_paths(&runtime).any(|one| one.starts_with(SYSTEM_DIRECTORY));
+    set(&variable, "PMR_CONFIG_DIR")
+        .or_else(|| configs_of(&variable, own_scope(is_system)))
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "HOME is not set"))
 }
 
@@ -102,30 +123,61 @@ fn temporary_directory() -> PathBuf {
     std::env::temp_dir().join(format!("pmr-{}", rustix::process::geteuid().as_raw()))
 }
 
-fn directories_of(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Vec<PathBuf> {
-    let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(only) = set("PMR_RUNTIME_DIR") {
-        return vec![only];
-    }
-    let own = (!is_root).then(|| {
-        set("XDG_RUNTIME_DIR").map_or_else(temporary_directory, |directory| directory.join("pmr"))
-    });
-    own.into_iter().chain([PathBuf::from(SYSTEM_DIRECTORY)]).collect()
+fn set(variable: &impl Fn(&str) -> Option<OsString>, name: &str) -> Option<PathBuf> {
+    variable(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// Every app directory with a socket in it, by directory and name. A directory that is not there
-/// has none.
-pub fn places(directories: &[PathBuf]) -> Result<Vec<Place>, (PathBuf, io::Error)> {
-    let mut places = Vec::new();
-    for directory in directories {
-        let mut here = match places_in(directory) {
-            Ok(here) => here,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err((directory.clone(), error)),
-        };
-        here.sort_by(|a: &Place, b| a.name.cmp(&b.name));
-        places.append(&mut here);
+fn homes_of(
+    variable: &impl Fn(&str) -> Option<OsString>,
+    wanted: Option<Scope>,
+    is_root: bool,
+) -> Vec<Home> {
+    let runtime = set(variable, "PMR_RUNTIME_DIR");
+    let config = set(variable, "PMR_CONFIG_DIR");
+    let own = own_scope(is_root);
+    if runtime.is_some() || config.is_some() {
+        let scope = wanted.unwrap_or(own);
+        let runtime = runtime.unwrap_or_else(|| runtime_directory_of(variable, scope));
+        return vec![Home { scope, runtime, config }];
     }
+    let scopes = match (wanted, own) {
+        (Some(only), _) => vec![only],
+        (None, Scope::System) => vec![Scope::System],
+        (None, Scope::User) => vec![Scope::User, Scope::System],
+    };
+    let home = |scope| Home {
+        scope,
+        runtime: runtime_directory_of(variable, scope),
+        config: configs_of(variable, scope),
+    };
+    scopes.into_iter().map(home).collect()
+}
+
+fn runtime_directory_of(variable: &impl Fn(&str) -> Option<OsString>, scope: Scope) -> PathBuf {
+    match scope {
+        Scope::System => PathBuf::from(SYSTEM_DIRECTORY),
+        Scope::User => set(variable, "XDG_RUNTIME_DIR")
+            .map_or_else(temporary_directory, |directory| directory.join("pmr")),
+    }
+}
+
+fn configs_of(variable: &impl Fn(&str) -> Option<OsString>, scope: Scope) -> Option<PathBuf> {
+    match scope {
+        Scope::System => Some(PathBuf::from(SYSTEM_CONFIGS)),
+        Scope::User => set(variable, "XDG_CONFIG_HOME")
+            .or_else(|| set(variable, "HOME").map(|home| home.join(".config")))
+            .map(|directory| directory.join("pmr")),
+    }
+}
+
+/// Every app directory with a socket in it, by name. A directory of sockets that is not there has
+/// none.
+pub fn places(runtime: &Path) -> io::Result<Vec<Place>> {
+    let mut places = match places_in(runtime) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        other => other?,
+    };
+    places.sort_by(|a: &Place, b| a.name.cmp(&b.name));
     Ok(places)
 }
 
@@ -146,29 +198,48 @@ fn places_in(directory: &Path) -> io::Result<Vec<Place>> {
 mod tests {
     use super::*;
 
+    fn look(set: &[(&str, &str)], wanted: Option<Scope>, is_root: bool) -> Vec<String> {
+        let variable = |name: &str| {
+            let found = set.iter().find(|(own, _)| *own == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        let show = |home: Home| {
+            let config = home.config.map(|it| it.display().to_string()).unwrap_or_default();
+            format!("{:?} {} {config}", home.scope, home.runtime.display())
+        };
+        homes_of(&variable, wanted, is_root).into_iter().map(show).collect()
+    }
+
     #[test]
     fn a_user_looks_at_home_first() {
-        let look = |own: Option<&str>, xdg: Option<&str>, is_root| {
-            let variable = |name: &str| match name {
-                "PMR_RUNTIME_DIR" => own.map(OsString::from),
-                "XDG_RUNTIME_DIR" => xdg.map(OsString::from),
-                _ => None,
-            };
-            directories_of(variable, is_root)
-        };
-        let path = Path::new;
-        assert_eq!(look(None, None, true), [path("/run/pmr")]);
-        assert_eq!(look(None, Some("/run/user/0"), true), [path("/run/pmr")]);
-        assert_eq!(
-            look(None, Some("/run/user/7"), false),
-            [path("/run/user/7/pmr"), path("/run/pmr")]
-        );
-        assert_eq!(
-            look(None, Some(""), false),
-            [temporary_directory().as_path(), path("/run/pmr")],
-            "a session without a directory"
-        );
-        assert_eq!(look(Some("/tmp/x"), Some("/run/user/7"), false), [path("/tmp/x")]);
+        let system = "System /run/pmr /etc/pmr";
+        let user = [("XDG_RUNTIME_DIR", "/run/user/7"), ("HOME", "/home/u")];
+        let own = "User /run/user/7/pmr /home/u/.config/pmr";
+        assert_eq!(look(&[], None, true), [system]);
+        assert_eq!(look(&user, None, true), [system]);
+        assert_eq!(look(&user, None, false), [own, system]);
+        let bare = [("XDG_RUNTIME_DIR", ""), ("XDG_CONFIG_HOME", "/c")];
+        let temporary = format!("User {} /c/pmr", temporary_directory().display());
+        assert_eq!(look(&bare, None, false), [temporary.as_str(), system], "without a session");
+    }
+
+    #[test]
+    fn one_service_manager_can_be_meant() {
+        let user = [("XDG_RUNTIME_DIR", "/run/user/0"), ("HOME", "/root")];
+        let own = ["User /run/user/0/pmr /root/.config/pmr"];
+        assert_eq!(look(&user, Some(Scope::User), true), own);
+        assert_eq!(look(&user, Some(Scope::System), false), ["System /run/pmr /etc/pmr"]);
+    }
+
+    #[test]
+    fn directories_that_are_named_are_all_there_is() {
+        let mut set = vec![("PMR_RUNTIME_DIR", "/tmp/x"), ("XDG_RUNTIME_DIR", "/run/user/7")];
+        assert_eq!(look(&set, None, false), ["User /tmp/x "], "no config, so no units");
+        assert_eq!(look(&set, None, true), ["System /tmp/x "]);
+        set.push(("PMR_CONFIG_DIR", "/tmp/c"));
+        assert_eq!(look(&set, None, true), ["System /tmp/x /tmp/c"]);
+        assert_eq!(look(&set, Some(Scope::User), true), ["User /tmp/x /tmp/c"]);
+        assert_eq!(look(&set[1..], None, false), ["User /run/user/7/pmr /tmp/c"]);
     }
 
     #[test]
@@ -208,6 +279,6 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_not_there_has_no_apps() {
-        assert_eq!(places(&[PathBuf::from("/nonexistent/pmr")]).unwrap(), []);
+        assert_eq!(places(Path::new("/nonexistent/pmr")).unwrap(), []);
     }
 }

@@ -20,4 +20,4 @@ pub mod server;
 mod varlink;
 
 pub use crate::policy::Spoken;
-pub use find::{Place, app_directory, config_directory, directories, own_directory, places};
+pub use find::{Home, Place, Scope, app_directory, config_directory, homes, own_directory, places};

@@ -17,9 +17,13 @@ mod bare;
 #[cfg(test)]
 mod basics;
 #[cfg(test)]
+mod bus;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod control;
+#[cfg(test)]
+mod dbus;
 #[cfg(test)]
 mod failpoints;
 #[cfg(test)]

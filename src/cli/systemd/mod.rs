@@ -1,0 +1,304 @@
+//! The service manager: units are started, stopped, enabled and looked at over D-Bus.
+//!
+//! The command line only; a supervisor never comes here. A bus or a systemd that hangs must not
+//! make a command hang, so everything has a deadline.
+
+mod error;
+mod job;
+pub(super) mod journal;
+mod proxy;
+mod unit;
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::task::Poll;
+use std::time::Duration;
+
+use async_io::Timer;
+use futures_lite::future;
+use zbus::connection::Builder;
+use zbus::proxy::CacheProperties;
+use zbus::{Connection, block_on};
+
+pub use error::BusError;
+pub(super) use job::{Job, JobEnd};
+pub(super) use proxy::unit_name;
+pub(super) use unit::UnitState;
+
+use crate::control::Scope;
+use crate::control::client::Deadline;
+use job::Ends;
+use proxy::{PropertiesProxy, SERVICE_UNIT, Systemd1Proxy, UNIT, unit_path};
+
+/// How long it may take to be let onto the bus. It is done in a millisecond by one that works.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+
+/// How long an answer about a unit may take. systemd reads unit files for it, and a machine that
+/// boots or reloads is slow.
+const LOOK_TIME: Duration = Duration::from_secs(10);
+
+/// How long a change may take until it is enqueued. libsystemd waits so long for any call
+/// (`BUS_DEFAULT_TIMEOUT` of sd-bus).
+const CHANGE_TIME: Duration = Duration::from_secs(25);
+
+/// The same where a person may be asked for a password before: what polkit's agents allow.
+const ASK_TIME: Duration = Duration::from_mins(5);
+
+/// So many looks in a row without an answer, and nobody is there.
+const LOOKS_FAILED_MAX: u32 = 2;
+
+/// What a unit is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Start,
+    Stop,
+}
+
+/// A connection to a service manager.
+#[derive(Debug)]
+pub(super) struct Systemd {
+    connection: Connection,
+    /// Made with the first job.
+    ends: Option<Ends>,
+}
+
+impl Systemd {
+    /// Connects to the bus, or to the service manager's own socket where there is none.
+    pub(super) fn connect(scope: Scope) -> Result<Self, BusError> {
+        let from_bus = block_on(connect(bus(scope)));
+        let direct = direct_address(scope);
+        match (from_bus, direct) {
+            (Err(error), Some(path)) if error.is_absence() => {
+                let address = format!("unix:path={}", path.display());
+                let builder = Builder::address(address.as_str()).map(Builder::p2p);
+                // Of the two errors the one of the bus says more.
+                block_on(connect(builder)).map_err(|_| error)
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// The units of these apps.
+    pub(super) fn units(&mut self, apps: &[&str], deadline: Deadline) -> Vec<UnitResult> {
+        let deadline = deadline.min(Deadline::after(LOOK_TIME));
+        let connection = self.connection.clone();
+        let looks = all(apps.iter().map(|app| look(&connection, app, deadline)));
+        block_on(listening(&mut self.ends, looks))
+    }
+
+    /// The unit of an app.
+    pub(super) fn unit(&mut self, app: &str, deadline: Deadline) -> UnitResult {
+        let deadline = deadline.min(Deadline::after(LOOK_TIME));
+        let connection = self.connection.clone();
+        block_on(listening(&mut self.ends, look(&connection, app, deadline)))
+    }
+
+    /// Asks for a job.
+    pub(super) fn begin(
+        &mut self,
+        verb: Verb,
+        app: &str,
+        deadline: Deadline,
+    ) -> Result<Job, BusError> {
+        block_on(async {
+            let deadline = deadline.min(patience());
+            let manager = within(deadline, manager(&self.connection)).await?;
+            if self.ends.is_none() {
+                // In this order an end that is told before the answer is not missed.
+                within(deadline, manager.subscribe()).await?;
+                self.ends = Some(within(deadline, Ends::listen(&self.connection)).await?);
+            }
+            let unit = unit_name(app);
+            let call = async {
+                // `replace`: what was queued before and contradicts it gives way, as for systemctl.
+                match verb {
+                    Verb::Start => manager.start_unit(&unit, "replace").await,
+                    Verb::Stop => manager.stop_unit(&unit, "replace").await,
+                }
+            };
+            let path = listening(&mut self.ends, within(deadline, call)).await?;
+            Ok(Job { path: path.to_string() })
+        })
+    }
+
+    /// Waits for the end of a job. `watch` is shown the unit every now and then.
+    pub(super) fn wait(
+        &mut self,
+        job: &Job,
+        app: &str,
+        deadline: Deadline,
+        look_every: Duration,
+        mut watch: impl FnMut(&UnitState) -> io::Result<()>,
+    ) -> Result<Result<JobEnd, BusError>, io::Error> {
+        let (mut failed, mut missing) = (0_u32, 0_u32);
+        loop {
+            match self.heard(job, deadline.min(Deadline::after(look_every))) {
+                Err(BusError::NoAnswer) if deadline.left().is_some() => {}
+                other => return Ok(other),
+            }
+            match self.unit(app, deadline) {
+                Ok(unit) => {
+                    failed = 0;
+                    watch(&unit)?;
+                    // Its end is told with the job's removal; what comes in between is seen here.
+                    missing = if unit.job == job.id() { 0 } else { missing.saturating_add(1) };
+                    if missing > 2 {
+                        return Ok(Ok(JobEnd::Unheard));
+                    }
+                }
+                Err(BusError::NoAnswer) if deadline.left().is_some() => {
+                    failed = failed.saturating_add(1);
+                    if failed >= LOOKS_FAILED_MAX {
+                        return Ok(Err(BusError::NoAnswer));
+                    }
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    fn heard(&mut self, job: &Job, deadline: Deadline) -> Result<JobEnd, BusError> {
+        let ends = self.ends.as_mut().ok_or(BusError::Lost)?;
+        block_on(async {
+            loop {
+                if let Some(end) = ends.take(job) {
+                    return Ok(end);
+                }
+                within(deadline, ends.hear()).await?;
+            }
+        })
+    }
+
+    /// Forgets that a unit failed, and how often it was started.
+    pub(super) fn reset_failed(&mut self, app: &str, deadline: Deadline) -> Result<(), BusError> {
+        block_on(async {
+            let deadline = deadline.min(patience());
+            let manager = within(deadline, manager(&self.connection)).await?;
+            within(deadline, manager.reset_failed_unit(&unit_name(app))).await
+        })
+    }
+
+    /// Has the app started at boot, or no longer. Says whether that changed anything.
+    pub(super) fn enable(
+        &mut self,
+        app: &str,
+        enable: bool,
+        deadline: Deadline,
+    ) -> Result<bool, BusError> {
+        block_on(async {
+            let deadline = deadline.min(patience());
+            let manager = within(deadline, manager(&self.connection)).await?;
+            let unit = unit_name(app);
+            let files = &[unit.as_str()];
+            let changes = if enable {
+                let call = manager.enable_unit_files(files, false, false);
+                let (has_install, changes) = within(deadline, call).await?;
+                if !has_install {
+                    return Err(BusError::NothingToEnable);
+                }
+                changes
+            } else {
+                within(deadline, manager.disable_unit_files(files, false)).await?
+            };
+            if !changes.is_empty() {
+                // The links are seen by a systemd that reads its files again.
+                within(deadline, manager.reload()).await?;
+            }
+            Ok(!changes.is_empty())
+        })
+    }
+}
+
+/// A unit, or why it cannot be looked at.
+pub(super) type UnitResult = Result<UnitState, BusError>;
+
+fn patience() -> Deadline {
+    let is_root = rustix::process::geteuid().is_root();
+    Deadline::after(if is_root { CHANGE_TIME } else { ASK_TIME })
+}
+
+fn bus(scope: Scope) -> zbus::Result<Builder<'static>> {
+    match scope {
+        Scope::System => Builder::system(),
+        Scope::User => Builder::session(),
+    }
+}
+
+async fn connect(builder: zbus::Result<Builder<'_>>) -> Result<Systemd, BusError> {
+    let connection = within(Deadline::after(CONNECT_TIME), builder?.build()).await?;
+    Ok(Systemd { connection, ends: None })
+}
+
+/// The socket on which a service manager itself listens, for root or its user only; `systemctl`
+/// goes there too where the bus is down. Not where another bus is named: that is what was meant.
+fn direct_address(scope: Scope) -> Option<PathBuf> {
+    let (bus_variable, path) = match scope {
+        Scope::System => ("DBUS_SYSTEM_BUS_ADDRESS", PathBuf::from("/run/systemd/private")),
+        Scope::User => {
+            let runtime = std::env::var_os("XDG_RUNTIME_DIR")?;
+            ("DBUS_SESSION_BUS_ADDRESS", Path::new(&runtime).join("systemd/private"))
+        }
+    };
+    let may = scope == Scope::User || rustix::process::geteuid().is_root();
+    (may && std::env::var_os(bus_variable).is_none() && path.exists()).then_some(path)
+}
+
+async fn manager(connection: &Connection) -> zbus::Result<Systemd1Proxy<'_>> {
+    Systemd1Proxy::builder(connection).cache_properties(CacheProperties::No).build().await
+}
+
+async fn look(connection: &Connection, app: &str, deadline: Deadline) -> UnitResult {
+    let asked = async {
+        let properties = PropertiesProxy::builder(connection)
+            .path(unit_path(app))?
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        future::try_zip(properties.get_all(UNIT), properties.get_all(SERVICE_UNIT)).await
+    };
+    let (unit, service) = within(deadline, asked).await?;
+    Ok(UnitState::new(unit_name(app), &unit, &service))
+}
+
+/// Waits for something, no longer than until the deadline.
+async fn within<T>(
+    deadline: Deadline,
+    other: impl Future<Output = Result<T, impl Into<BusError>>>,
+) -> Result<T, BusError> {
+    let late = async {
+        match deadline.left() {
+            Some(left) => Timer::after(left).await,
+            None => return Err(BusError::NoAnswer),
+        };
+        Err(BusError::NoAnswer)
+    };
+    future::or(async { other.await.map_err(Into::into) }, late).await
+}
+
+/// Waits for something, and hears of jobs meanwhile.
+async fn listening<T>(ends: &mut Option<Ends>, other: impl Future<Output = T>) -> T {
+    match ends {
+        Some(ends) => ends.during(other).await,
+        None => other.await,
+    }
+}
+
+/// Waits for all of them at the same time.
+async fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut waiting: Vec<_> = futures.into_iter().map(|it| Some(Box::pin(it))).collect();
+    let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    future::poll_fn(|context| {
+        for (place, output) in waiting.iter_mut().zip(&mut done) {
+            if let Some(future) = place
+                && let Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *output = Some(value);
+                *place = None;
+            }
+        }
+        if waiting.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
