@@ -18,11 +18,12 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::{Error, Result};
 
 /// Variables that speak of pmr's own process: of no use to an app, or a trap for it.
-const OWN_VARIABLES: [&str; 6] = [
+const OWN_VARIABLES: [&str; 7] = [
     "NOTIFY_SOCKET",
     "FDSTORE",
     "MAINPID",
     "JOURNAL_STREAM",
+    "SYSTEMD_EXEC_PID",
     "NODE_UNIQUE_ID",
     "CREDENTIALS_DIRECTORY",
 ];
@@ -376,6 +377,7 @@ mod tests {
             ("FDSTORE", "x"),
             ("MAINPID", "x"),
             ("JOURNAL_STREAM", "x"),
+            ("SYSTEMD_EXEC_PID", "x"),
             ("MEMORY_PRESSURE_WATCH", "x"),
             ("PMR_APP", "x"),
             ("NODE_CHANNEL_FD", "x"),
