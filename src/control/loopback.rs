@@ -13,8 +13,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::protocol::{AppState, Facts, INTERFACE, Level, Mode, Usage};
 use super::server::{Call, Connection, GroupIds, Peer, Reply};
 use crate::policy::{
-    Exit, Failure, Generation, InstanceStatus, LastExit, Moment, ReleaseId, SlotId, SlotStatus,
-    Status, Word,
+    Exit, Failure, Generation, InstanceStatus, LastExit, Moment, RecentRestarts, ReleaseId, SlotId,
+    SlotStatus, Status, UnitState, Word,
 };
 
 /// A directory of a test, removed with all that is in it.
@@ -174,6 +174,9 @@ pub(crate) fn track_backend() -> (Status, Facts) {
         roll: None,
         shutting_down: false,
         generation: Generation(17),
+        unit: UnitState::Ready,
+        awaited: false,
+        lately: RecentRestarts::default().lately(Moment::from_ms(0)),
     };
     let usage = Usage { memory_bytes: Some(85 << 20), cpu_percent: Some(1.25) };
     let stderr = vec![

@@ -7,6 +7,7 @@
 
 mod process;
 pub mod protocol;
+mod service;
 mod stop;
 mod table;
 #[cfg(test)]
@@ -15,7 +16,7 @@ mod upgrade;
 
 use std::os::fd::OwnedFd;
 
-use crate::sys::{self, parent};
+use crate::sys::{self, cgroup, notify, parent};
 
 /// How a keeper is started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,7 +52,21 @@ impl Program {
 /// process must have one thread, and becomes the keeper: it blocks signals, reaps any child, and
 /// at the end kills whatever descends from it.
 pub fn run(options: Options) -> u8 {
-    ended(Program::own().and_then(|program| process::Keeper::new(options, program)))
+    let stored = if options.foreground { Ok(Vec::new()) } else { notify::take_stored() };
+    if !options.foreground
+        && let Err(error) = cgroup::enter_delegated()
+    {
+        // The supervisor finds what can be done without, and says so.
+        process::say(&error.to_string());
+    }
+    let keeper = Program::own().and_then(|program| process::Keeper::new(options, program));
+    ended(keeper.map(|mut keeper| {
+        match stored {
+            Ok(stored) => keeper.take_back(stored),
+            Err(error) => process::say(&error.to_string()),
+        }
+        keeper
+    }))
 }
 
 /// Goes on as the keeper whose state the inherited fd of this number holds: what

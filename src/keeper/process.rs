@@ -5,7 +5,6 @@
 //! that ends before even that is found among the strangers of the table.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -18,14 +17,15 @@ use super::{Options, Program};
 use crate::sys::journal::{self, Priority};
 use crate::sys::link::{self, Link, Received};
 use crate::sys::memory;
+use crate::sys::notify::{self, Notice, Notifier};
 use crate::sys::parent::{self, Ending, Reaped};
 use crate::sys::poll::{Interest, Poll};
 use crate::sys::signal::{self, Signals};
-use crate::sys::{self, Error, clock, unix};
+use crate::sys::{self, Error, clock};
 
 /// How long a supervisor may be silent: a quarter of this, as of systemd's watchdog where that is
 /// on. A new one has then been started well before systemd would lose its patience.
-const WATCHDOG_USEC: u64 = 30_000_000;
+const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// Packets read before children are looked at again; a supervisor could talk for ever.
 const PACKETS_PER_TURN: usize = 256;
@@ -80,10 +80,12 @@ pub(super) struct Keeper {
     signals: Signals,
     /// Signals come from a person at a terminal.
     terminal: bool,
-    notify_socket: Option<OsString>,
+    pub(super) notifier: Notifier,
+    /// The service manager was told that the app is ready.
+    pub(super) ready: bool,
     silence_ms: u64,
-    /// How often systemd wants to be pinged, and when it is next.
-    ping: Option<(u64, u64)>,
+    /// How often the service manager wants to be pinged, and when it is next.
+    pub(super) ping: Option<(u64, u64)>,
     last_start: Option<u64>,
     /// What the limit on open files was before it was raised.
     pub(super) file_limit: Option<(u64, u64)>,
@@ -110,8 +112,9 @@ impl Keeper {
         let poll = Poll::new()?;
         poll.add(&signals, SIGNALS_TOKEN, Interest::READABLE)?;
         let now = clock::now();
-        let watchdog = watchdog_usec();
-        let quarter_ms = |usec: u64| (usec / 4000).max(1);
+        let watchdog = notify::watchdog();
+        let quarter_ms =
+            |watchdog: Duration| u64::try_from(watchdog.as_millis() / 4).unwrap_or(u64::MAX).max(1);
         let keeper = Self {
             options,
             program,
@@ -129,9 +132,10 @@ impl Keeper {
             poll,
             signals,
             terminal: std::fs::File::open("/dev/tty").is_ok(),
-            notify_socket: std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()),
-            silence_ms: quarter_ms(watchdog.unwrap_or(WATCHDOG_USEC)),
-            ping: watchdog.map(|usec| (quarter_ms(usec), now)),
+            notifier: Notifier::of_environment(),
+            ready: false,
+            silence_ms: quarter_ms(watchdog.unwrap_or(WATCHDOG)),
+            ping: watchdog.map(|watchdog| (quarter_ms(watchdog), now)),
             last_start: None,
             file_limit: Some(parent::raise_file_limit()?),
         };
@@ -161,12 +165,7 @@ impl Keeper {
         }
         self.read_link(PACKETS_PER_TURN, now);
         self.reap(now);
-        if let Some((every, at)) = self.ping
-            && now >= at
-        {
-            self.ping = Some((every, now.saturating_add(every)));
-            self.notify("WATCHDOG=1");
-        }
+        self.ping(now);
         self.turn_stop(now);
         if let Phase::Serving { start_at } = self.phase {
             self.serve(start_at, now);
@@ -175,6 +174,7 @@ impl Keeper {
             }
         }
         self.flush();
+        self.flush_notices();
     }
 
     /// When something is to be done without an event.
@@ -262,7 +262,7 @@ impl Keeper {
             wait => format!("{what}; starting another in {wait} ms"),
         };
         say(&text);
-        self.notify(&format!("STATUS={text}"));
+        self.notify(Notice::Status(text));
     }
 
     fn reap(&mut self, now: u64) {
@@ -351,7 +351,11 @@ impl Keeper {
                 let [fd] = exactly(fds)?;
                 self.table.store(name, generation, fd)?;
             }
-            ToKeeper::Drop { name } => drop(self.table.fds.remove(&name)),
+            ToKeeper::Park { name, fd_name } => {
+                let [fd] = exactly(fds)?;
+                self.park(name, fd_name, fd)?;
+            }
+            ToKeeper::Drop { name } => self.drop_fd(&name),
             ToKeeper::Born { child } => {
                 let [pidfd, pipe] = exactly(fds)?;
                 let reaped = parent::is_reaped(&pidfd)
@@ -368,7 +372,7 @@ impl Keeper {
             ToKeeper::Remove { files, directories } => {
                 self.removal = Removal { files, directories };
             }
-            ToKeeper::Notify { state } => self.notify(&state),
+            ToKeeper::Notify { notice } => self.relay(notice),
             ToKeeper::Upgrade { path } => {
                 let [binary] = exactly(fds)?;
                 self.wanted = Some((path, binary));
@@ -436,19 +440,10 @@ impl Keeper {
             reduced: self.deaths.too_many(),
             stopping: self.stop.is_some(),
             heartbeat_ms: (self.silence_ms / 3).max(1),
+            manager: self.notifier.has_manager(),
+            ready: self.ready,
             upgrade: self.upgrade.clone(),
             file_limit: self.file_limit,
-        }
-    }
-
-    /// Tells the service manager, where there is one. Never waits: it may be slow.
-    fn notify(&self, state: &str) {
-        let Some(address) = &self.notify_socket else { return };
-        if state.is_empty() || state.contains('\n') {
-            return say("a notification of several lines is refused");
-        }
-        if let Err(error) = unix::notify(address, state) {
-            say(&error.to_string());
         }
     }
 }
@@ -504,14 +499,6 @@ fn wish(signo: i32, terminal: bool, stopping: bool) -> Option<Wish> {
         libc::SIGHUP => Some(Wish::Reload),
         _ => None,
     }
-}
-
-/// systemd's watchdog interval, where it is on and meant for this process.
-fn watchdog_usec() -> Option<u64> {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let ours = std::env::var_os("WATCHDOG_PID").is_none()
-        || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
-    number("WATCHDOG_USEC").filter(|&usec| ours && usec > 0)
 }
 
 /// The fds beside a packet, where it has as many as it must.

@@ -9,7 +9,7 @@
 //!                       Exited, Stop, Reload               any time after Begin
 //! supervisor → keeper   Heartbeat                          every `heartbeat_ms`
 //!                       Adopted                            once, when all that lives is taken over
-//!                       Store, Drop                        an fd that must outlive the supervisor
+//!                       Store, Park, Drop                  an fd that must outlive the supervisor
 //!                       Born, Will, Ack                    the life of one instance
 //!                       Remove, Notify, Upgrade, Exit
 //! ```
@@ -32,6 +32,10 @@ pub const LINK_FD: i32 = 3;
 
 /// Name of the stored fd that holds the state. After three deaths it is kept as [`STATE_BAD`].
 pub const STATE: &str = "state";
+
+/// How the names begin of the fds that the service manager has kept for this keeper: after it
+/// follows the name that they have there.
+pub const PARKED: &str = "parked.";
 
 /// Name under which a state that killed three supervisors is kept for the report.
 pub const STATE_BAD: &str = "state.bad";
@@ -85,6 +89,7 @@ pub enum ToSupervisor {
 
 /// What a supervisor needs to know at its start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Hello {
     /// [`VERSION`] of the keeper.
     pub version: u32,
@@ -109,10 +114,32 @@ pub struct Hello {
     pub heartbeat_ms: u64,
     /// How the last upgrade went, where there was one.
     pub upgrade: Option<UpgradeOutcome>,
+    /// There is a service manager to be told of the app.
+    #[serde(default)]
+    pub manager: bool,
+    /// It was told that the app is ready.
+    #[serde(default)]
+    pub ready: bool,
     /// Soft and hard limit on open files that pmr was started with, and its instances get; its own
     /// is raised.
     #[serde(default)]
     pub file_limit: Option<(u64, u64)>,
+}
+
+/// What a service manager is told of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// It is started, or reloaded.
+    Ready,
+    /// It is being reloaded.
+    Reloading,
+    /// It is about to end.
+    Stopping,
+    /// How it is, in one line.
+    Status(String),
+    /// What it is at takes so many milliseconds more from now, at most.
+    ExtendTimeout(u64),
 }
 
 /// How an upgrade went.
@@ -183,7 +210,16 @@ pub enum ToKeeper {
         /// Drop it with this generation's `Ack`.
         generation: Option<u64>,
     },
-    /// Close the stored fd of this name.
+    /// Keep this fd as with `Store`, and have the service manager keep a copy, which outlives the
+    /// keeper. Beside it: the fd.
+    Park {
+        /// Its name, unique in the app.
+        name: String,
+        /// Its name in the service manager's store.
+        fd_name: String,
+    },
+    /// Close the stored fd of this name. The last of its name in the service manager's store is
+    /// closed there as well.
     Drop {
         /// Its name.
         name: String,
@@ -213,10 +249,10 @@ pub enum ToKeeper {
         /// else is.
         directories: Vec<String>,
     },
-    /// One assignment for the service manager (`READY=1`, `STATUS=…`); dropped where there is none.
+    /// Something for the service manager; dropped where there is none.
     Notify {
-        /// The assignment.
-        state: String,
+        /// What it is told.
+        notice: Notice,
     },
     /// Go on as this binary. Beside it: an fd of it. It passed the pre-flight check.
     Upgrade {
@@ -262,6 +298,16 @@ mod tests {
         )
     }
 
+    fn notice() -> impl Strategy<Value = Notice> {
+        prop_oneof![
+            Just(Notice::Ready),
+            Just(Notice::Reloading),
+            Just(Notice::Stopping),
+            ".{0,40}".prop_map(Notice::Status),
+            any::<u64>().prop_map(Notice::ExtendTimeout),
+        ]
+    }
+
     fn to_keeper() -> impl Strategy<Value = ToKeeper> {
         prop_oneof![
             Just(ToKeeper::Heartbeat),
@@ -275,7 +321,8 @@ mod tests {
             any::<u64>().prop_map(|generation| ToKeeper::Ack { generation }),
             proptest::collection::vec(".{0,9}", 0..3)
                 .prop_map(|files| ToKeeper::Remove { directories: files.clone(), files }),
-            ".{0,40}".prop_map(|state| ToKeeper::Notify { state }),
+            (".{0,20}", ".{0,20}").prop_map(|(name, fd_name)| ToKeeper::Park { name, fd_name }),
+            notice().prop_map(|notice| ToKeeper::Notify { notice }),
             ".{0,40}".prop_map(|path| ToKeeper::Upgrade { path }),
             any::<u8>().prop_map(|code| ToKeeper::Exit { code }),
         ]

@@ -19,7 +19,7 @@ use crate::sys::poll::{Interest, Poll};
 use crate::sys::{clock, parent};
 
 /// How long beyond the longest last will a supervisor has for a stop, and the kernel for a kill.
-const GRACE_MS: u64 = 10_000;
+pub(super) const GRACE_MS: u64 = 10_000;
 
 /// How long a supervisor that said `Exit` has for its own last words.
 const LAST_WORDS_MS: u64 = 1_000;
@@ -117,6 +117,7 @@ impl Keeper {
             supervisor.link = None;
             supervisor.kill();
         }
+        self.announce_wills();
         let since = if self.stop.is_some_and(|stop| stop.at_once) { 0 } else { now };
         self.phase = Phase::Wills { since, killed: BTreeSet::new() };
         for entry in self.table.living() {

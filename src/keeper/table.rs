@@ -6,7 +6,8 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::process::Packet;
-use super::protocol::{Child, Exited, STATE, STATE_BAD, ToSupervisor, Will};
+use super::protocol::{self, Child, Exited, STATE, STATE_BAD, ToSupervisor, Will};
+use crate::sys::notify::FD_NAME_BYTES_MAX;
 use crate::sys::parent::Ending;
 use crate::sys::signal;
 
@@ -16,8 +17,9 @@ const CHILDREN_MAX: usize = 1024;
 /// Most stored fds: a dozen for each instance.
 const FDS_MAX: usize = 8192;
 
-/// Most bytes of a name, as for systemd's fd store, and of a path (`PATH_MAX`).
-const NAME_BYTES_MAX: usize = 255;
+/// Most bytes of a name: one of systemd's fd store, and before it how those begin that come from
+/// there. And of a path (`PATH_MAX`).
+const NAME_BYTES_MAX: usize = FD_NAME_BYTES_MAX + protocol::PARKED.len();
 const PATH_BYTES_MAX: usize = 4096;
 
 /// How many exits of strangers are remembered, in case one is of an instance whose `Born` is on
@@ -68,6 +70,8 @@ pub(super) struct Entry {
 pub(super) struct Stored {
     pub(super) generation: Option<u64>,
     pub(super) fd: OwnedFd,
+    /// The name of its copy in the service manager's store.
+    pub(super) parked: Option<String>,
 }
 
 /// Instances by generation, fds by name.
@@ -150,13 +154,45 @@ impl Table {
         generation: Option<u64>,
         fd: OwnedFd,
     ) -> Result<(), Violation> {
+        self.insert(name, Stored { generation, fd, parked: None })
+    }
+
+    /// Keeps an fd of which the service manager has, or is to have, a copy.
+    pub(super) fn park(
+        &mut self,
+        name: String,
+        fd_name: String,
+        fd: OwnedFd,
+    ) -> Result<(), Violation> {
+        if fd_name.is_empty()
+            || fd_name.len() > FD_NAME_BYTES_MAX
+            || !fd_name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
+        {
+            return Err(Violation("the service manager keeps nothing under such a name"));
+        }
+        self.insert(name, Stored { generation: None, fd, parked: Some(fd_name) })
+    }
+
+    /// Closes the fd of this name. Returns the name of the copy that the service manager is to
+    /// close: nobody else is parked under it.
+    pub(super) fn drop_fd(&mut self, name: &str) -> Option<String> {
+        let parked = self.fds.remove(name)?.parked?;
+        self.fds.values().all(|stored| stored.parked.as_ref() != Some(&parked)).then_some(parked)
+    }
+
+    /// The fds that the service manager has copies of, by their names there.
+    pub(super) fn parked(&self) -> impl Iterator<Item = (&String, &OwnedFd)> {
+        self.fds.values().filter_map(|it| it.parked.as_ref().map(|name| (name, &it.fd)))
+    }
+
+    fn insert(&mut self, name: String, stored: Stored) -> Result<(), Violation> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(Violation("the name of an fd is empty or too long"));
         }
         if self.fds.len() >= FDS_MAX && !self.fds.contains_key(&name) {
             return Err(Violation("there are too many fds"));
         }
-        self.fds.insert(name, Stored { generation, fd });
+        self.fds.insert(name, stored);
         Ok(())
     }
 
@@ -339,6 +375,27 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_is_closed_with_the_last_fd_of_its_name() {
+        let mut table = Table::default();
+        let mut park =
+            |name: &str, fd_name: &str| table.park(name.to_owned(), fd_name.to_owned(), fd());
+        park("parked.a", "a").unwrap();
+        park("listen.a", "a").unwrap();
+        park("listen.b", "b").unwrap();
+        for bad in ["", "a:b", "a b", "ä", &"x".repeat(256)] {
+            assert!(park("c", bad).is_err(), "{bad}");
+        }
+        table.store("c".to_owned(), None, fd()).unwrap();
+        let parked: Vec<_> = table.parked().map(|(name, _)| name.clone()).collect();
+        assert_eq!(parked, ["a", "b", "a"]);
+        assert_eq!(table.drop_fd("parked.a"), None, "it is the other one's too");
+        assert_eq!(table.drop_fd("listen.a").as_deref(), Some("a"));
+        assert_eq!(table.drop_fd("c"), None);
+        assert_eq!(table.drop_fd("never"), None);
+        assert_eq!(table.drop_fd("listen.b").as_deref(), Some("b"));
+    }
+
+    #[test]
     fn everything_has_a_bound() {
         let mut table = Table::default();
         for pid in 2..10_000 {
@@ -349,7 +406,7 @@ mod tests {
             table.born(child(generation, 5), fd(), false, 0).unwrap();
         }
         assert!(table.born(child(5000, 5), fd(), false, 0).is_err());
-        assert!(table.store("x".repeat(256), None, fd()).is_err());
+        assert!(table.store("x".repeat(300), None, fd()).is_err());
         assert!(table.store(String::new(), None, fd()).is_err());
         let mut table = Table::default();
         table.born(child(1, 5), fd(), false, 0).unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
-use super::protocol::{Exited, STATE, STATE_BAD, ToKeeper, ToSupervisor, Will};
+use super::protocol::{Exited, Notice, STATE, STATE_BAD, ToKeeper, ToSupervisor, Will};
 use crate::sys::parent;
 use crate::sys::testing::{eventually, pipe};
 use rig::{Instance, Rig, Supervisor};
@@ -330,18 +330,77 @@ fn the_service_manager_hears_what_is_relayed_and_is_pinged() {
         [("NOTIFY_SOCKET", path.into_os_string()), ("WATCHDOG_USEC", OsString::from("40000000"))];
     let mut rig = Rig::with("notify", &environment);
     let supervisor = rig.supervisor();
-    supervisor.say(&ToKeeper::Notify { state: "READY=1\nMAINPID=1".to_owned() });
-    supervisor.say(&ToKeeper::Notify { state: "READY=1".to_owned() });
+    assert!(supervisor.hello.manager && !supervisor.hello.ready);
+    for notice in [
+        Notice::Status("0/1 online\nMAINPID=1".to_owned()),
+        Notice::Status("0/1 online\nMAINPID=1".to_owned()),
+        Notice::ExtendTimeout(1500),
+        Notice::Ready,
+        Notice::Reloading,
+        Notice::Stopping,
+    ] {
+        supervisor.say(&ToKeeper::Notify { notice });
+    }
     let mut bytes = [0; 4096];
     let mut hear = || {
         let count = socket.recv(&mut bytes).unwrap();
         String::from_utf8(bytes[..count].to_vec()).unwrap()
     };
     assert_eq!(hear(), "WATCHDOG=1");
+    assert_eq!(hear(), "STATUS=0/1 online MAINPID=1");
+    assert_eq!(hear(), "EXTEND_TIMEOUT_USEC=1500000");
     assert_eq!(hear(), "READY=1");
+    assert!(hear().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(hear(), "STOPPING=1");
     supervisor.kill();
     let status = hear();
     assert!(status.starts_with("STATUS=supervisor (pid"), "{status}");
+    let supervisor = rig.supervisor();
+    assert!(supervisor.hello.ready, "the next one need not find out");
+
+    // Each way in which a copy comes and goes.
+    let park = |name: &str, fd_name: &str| {
+        let (name, fd_name) = (name.to_owned(), fd_name.to_owned());
+        supervisor.say_with(&ToKeeper::Park { name, fd_name }, &[null().as_fd()]);
+    };
+    park("listen.a", "a");
+    assert_eq!(hear(), "FDSTORE=1\nFDNAME=a");
+    park("listen.a", "a");
+    assert_eq!([hear(), hear()], ["FDSTOREREMOVE=1\nFDNAME=a", "FDSTORE=1\nFDNAME=a"]);
+    park("parked.a", "a");
+    assert_eq!(hear(), "FDSTORE=1\nFDNAME=a");
+    supervisor.say(&ToKeeper::Drop { name: "parked.a".to_owned() });
+    supervisor.say(&ToKeeper::Drop { name: "listen.a".to_owned() });
+    assert_eq!(hear(), "FDSTOREREMOVE=1\nFDNAME=a");
+    park("listen.a", "a:b");
+    assert!(hear().contains("exited") || rig.said().contains("keeps nothing under such a name"));
+}
+
+#[test]
+fn a_stop_without_a_supervisor_has_the_time_that_it_takes() {
+    let directory = crate::sys::testing::Directory::new("notify-wills");
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut rig = Rig::with("notify-wills", &[("NOTIFY_SOCKET", path.into_os_string())]);
+    let mut supervisor = rig.supervisor();
+    let runs = rig.directory.path().join("runs");
+    let instance = rig.born(&mut supervisor, 1, 7000, &ends_with_seven(&runs));
+    Instance::runs(&runs);
+    supervisor.kill();
+    rig.dies();
+    rig.dies();
+    rig.signal(Signal::SIGTERM);
+    assert_eq!(rig.ends(), 0);
+    assert!(!instance.lives());
+    socket.set_nonblocking(true).unwrap();
+    let mut bytes = [0; 4096];
+    let mut said = Vec::new();
+    while let Ok(count) = socket.recv(&mut bytes) {
+        said.push(String::from_utf8(bytes[..count].to_vec()).unwrap());
+    }
+    let at = said.iter().position(|text| text == "STOPPING=1").unwrap();
+    assert!(said[at + 1].starts_with("STATUS=stopping: no supervisor"), "{said:?}");
+    assert_eq!(said[at + 2], "EXTEND_TIMEOUT_USEC=37000000", "{said:?}");
 }
 
 #[test]

@@ -33,6 +33,8 @@ struct Saved {
     #[serde(default)]
     file_limit: Option<(u64, u64)>,
     deaths_total: u32,
+    #[serde(default)]
+    ready: bool,
     children: Vec<SavedChild>,
     fds: Vec<SavedFd>,
     files: Vec<String>,
@@ -57,6 +59,8 @@ struct SavedFd {
     name: String,
     generation: Option<u64>,
     fd: i32,
+    #[serde(default)]
+    parked: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,6 +116,7 @@ impl Keeper {
             started_at_ms: self.started_at,
             file_limit: self.file_limit,
             deaths_total: self.deaths.total,
+            ready: self.ready,
             children: self.table.children.values().map(SavedChild::of).collect(),
             fds: self.table.fds.iter().map(|(name, stored)| SavedFd::of(name, stored)).collect(),
             files: self.removal.files.clone(),
@@ -143,8 +148,9 @@ impl SavedChild {
 
 impl SavedFd {
     fn of(name: &str, stored: &Stored) -> Self {
-        let Stored { generation, fd } = stored;
-        Self { name: name.to_owned(), generation: *generation, fd: fd.as_raw_fd() }
+        let Stored { generation, fd, parked } = stored;
+        let (generation, fd, parked) = (*generation, fd.as_raw_fd(), parked.clone());
+        Self { name: name.to_owned(), generation, fd, parked }
     }
 }
 
@@ -214,9 +220,11 @@ fn resumed(mut keeper: Keeper, saved: Saved) -> sys::Result<Keeper> {
         let entry = Entry { pidfd: parent::take(pidfd)?, exited, child };
         keeper.table.children.insert(entry.child.generation, entry);
     }
-    for SavedFd { name, generation, fd } in saved.fds {
-        keeper.table.fds.insert(name, Stored { generation, fd: parent::take(fd)? });
+    for SavedFd { name, generation, fd, parked } in saved.fds {
+        keeper.table.fds.insert(name, Stored { generation, fd: parent::take(fd)?, parked });
     }
+    keeper.ready = saved.ready;
+    keeper.park_again();
     keeper.previous = saved.previous.map(parent::take).transpose()?;
     keeper.upgrade = Some(if saved.rolled_back {
         rolled_back()

@@ -2,6 +2,7 @@
 
 use super::id::{Generation, ReleaseId, SlotId, Ticket};
 use super::reason::{Outcome, Reason};
+use super::status::UnitState;
 
 /// One thing to do. What can fail is answered by exactly one [`super::Fact`], named with each.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,9 +38,9 @@ pub enum Action {
         /// Which.
         generation: Generation,
     },
-    /// No slot is in its first start any more and one is online: said once by each supervisor,
-    /// since the one before may have died in between.
-    AnnounceReady,
+    /// What the service manager is to know the unit to be. Said when it changes, and once by each
+    /// supervisor, since the one before may have died in between.
+    Announce(UnitState),
     /// An entry for the journal.
     Note(Note),
     /// The answer to a wish.

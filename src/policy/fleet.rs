@@ -10,9 +10,11 @@ use super::id::{Generation, ReleaseId, SlotId};
 use super::instance::Turn;
 use super::memory::MemoryDecision;
 use super::reason::{EndCause, Reason, RollKind};
+use super::restart::RecentRestarts;
 use super::roll::{Move, Roll, Stage, Step, fall_back};
 use super::rules::{Rules, rules_of};
 use super::slot::{Current, Goal, Role, Slot};
+use super::status::UnitState;
 use super::time::Moment;
 
 /// Exit status of a service whose slots are all errored, or errored and finished: `EX_UNAVAILABLE`
@@ -29,7 +31,13 @@ pub struct Fleet {
     pub(super) roll: Option<Roll>,
     /// A service that is being stopped.
     pub(super) shutting_down: bool,
+    /// At some time no slot was in its first start any more and one was online.
     pub(super) announced_ready: bool,
+    /// What the service manager was told last.
+    #[serde(default)]
+    pub(super) announced: UnitState,
+    #[serde(default)]
+    pub(super) recent: RecentRestarts,
     /// Its exit status, when all is over.
     pub(super) over: Option<u8>,
 }
@@ -62,6 +70,8 @@ impl Fleet {
             roll: None,
             shutting_down: false,
             announced_ready: false,
+            announced: UnitState::Starting,
+            recent: RecentRestarts::default(),
             over: None,
         }
     }
@@ -102,6 +112,20 @@ impl Fleet {
         slots.chain(roll).chain([self.release]).collect()
     }
 
+    /// What the service manager is to know.
+    fn unit_state(&self) -> UnitState {
+        let reloading = self.roll.as_ref().is_some_and(|roll| roll.kind == RollKind::Reload);
+        if self.shutting_down || self.over.is_some() {
+            UnitState::Stopping
+        } else if !self.announced_ready {
+            UnitState::Starting
+        } else if reloading {
+            UnitState::Reloading
+        } else {
+            UnitState::Ready
+        }
+    }
+
     /// Generations that an instance is held of, with their slots.
     pub fn generations(&self) -> impl Iterator<Item = (SlotId, Generation)> + '_ {
         self.slots
@@ -119,7 +143,12 @@ impl Scene<'_> {
     ) -> Option<R> {
         let slot = self.fleet.slots.get_mut(usize::from(id.0))?;
         let mut turn = Turn { now: self.now, slot: id, rules: self.rules, out: self.out };
-        Some(act(slot, &mut turn))
+        let before = slot.restarts;
+        let result = act(slot, &mut turn);
+        if slot.restarts > before {
+            self.fleet.recent.record(self.now);
+        }
+        Some(result)
     }
 
     pub(super) fn note(&mut self, reason: Reason) {
@@ -365,7 +394,7 @@ impl Scene<'_> {
         });
     }
 
-    /// Forgets removed slots, says when the app is ready, and when all is over.
+    /// Forgets removed slots, says when all is over, and what the service manager is to know.
     pub(super) fn conclude(&mut self) {
         while let Some(last) = self.fleet.slots.last() {
             if last.goal != Goal::Remove || !last.is_stopped() {
@@ -373,21 +402,23 @@ impl Scene<'_> {
             }
             self.fleet.slots.pop();
         }
-        self.announce_ready();
         if let Some(code) = self.exit_status()
             && self.fleet.over.is_none()
         {
             self.fleet.over = Some(code);
             self.note(Reason::Over { code });
         }
+        self.announce();
     }
 
-    fn announce_ready(&mut self) {
+    fn announce(&mut self) {
         let slots = &self.fleet.slots;
         let starting = slots.iter().any(Slot::is_in_first_start);
-        if !self.fleet.announced_ready && !starting && slots.iter().any(Slot::is_online) {
-            self.fleet.announced_ready = true;
-            self.out.push(Action::AnnounceReady);
+        self.fleet.announced_ready |= !starting && slots.iter().any(Slot::is_online);
+        let state = self.fleet.unit_state();
+        if state != self.fleet.announced {
+            self.fleet.announced = state;
+            self.out.push(Action::Announce(state));
         }
     }
 

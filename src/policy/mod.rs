@@ -60,11 +60,11 @@ pub use fleet::{Fleet, STATUS_ERRORED};
 pub use id::{Generation, ReleaseId, SlotId, Ticket};
 pub use memory::MemoryHistory;
 pub use reason::{EndCause, Failure, Outcome, Reason, Refusal, RollKind, Verdict};
-pub use restart::RestartHistory;
+pub use restart::{RecentRestarts, RestartHistory, RestartsLately};
 pub use rules::Rules;
 pub use saved::{Survivor, VERSION};
 pub use slot::{LastExit, Slot};
-pub use status::{InstanceStatus, SlotStatus, Status, Word};
+pub use status::{InstanceStatus, SlotStatus, Status, UnitState, Word};
 pub use time::{Moment, Spoken};
 
 use fleet::{RollEnd, Scene};
@@ -104,8 +104,8 @@ impl Policy {
             let mut turn = Turn { now, slot: id, rules: &policy.rules, out };
             slot.resume(&mut turn);
         }
-        if policy.fleet.announced_ready && policy.fleet.over.is_none() {
-            out.push(Action::AnnounceReady);
+        if policy.fleet.announced != UnitState::Starting && policy.fleet.over.is_none() {
+            out.push(Action::Announce(policy.fleet.announced));
         }
         policy
     }

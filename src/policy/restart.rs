@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::Exit;
 use super::reason::{Failure, Verdict};
-use super::time::whole_ms;
+use super::time::{Moment, whole_ms};
 use crate::spec::RestartRules;
 
 /// Shortest wait after a spawn that the machine could not do (no process, memory or descriptor
@@ -30,6 +30,46 @@ pub struct RestartHistory {
     stamps_ms: VecDeque<u64>,
     /// The window's clock.
     clock_ms: u64,
+}
+
+/// How many of the last restarts are remembered: more in an hour are many, however many.
+const RECENT_MAX: usize = 100;
+
+/// When the last restarts of all slots were that nobody asked for: for a count, never for a
+/// decision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecentRestarts(VecDeque<Moment>);
+
+/// How many restarts there were within the last hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestartsLately {
+    /// So many, or at least so many.
+    pub count: usize,
+    /// Older ones within the hour were forgotten.
+    pub or_more: bool,
+}
+
+impl RecentRestarts {
+    /// One more, at a moment that is not before the last one.
+    pub(super) fn record(&mut self, now: Moment) {
+        if self.0.len() >= RECENT_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+    }
+
+    /// The restarts of the hour before `now`.
+    pub fn lately(&self, now: Moment) -> RestartsLately {
+        let hour = Duration::from_hours(1);
+        let count = self.0.iter().filter(|at| now.since(**at) < hour).count();
+        RestartsLately { count, or_more: count >= RECENT_MAX }
+    }
+}
+
+impl std::fmt::Display for RestartsLately {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{} restarts/h", self.count, if self.or_more { "+" } else { "" })
+    }
 }
 
 /// How an instance ended that nobody had asked to end.

@@ -39,12 +39,14 @@ impl Fleet {
     /// since `now`; where a slot has two, the older one drains, for as long as pmr
     /// is patient: its rules are not known here.
     /// `last` is the highest generation of which anything is left, also an exit that was not
-    /// acknowledged, or a group: no number up to it is used again.
+    /// acknowledged, or a group: no number up to it is used again. `announced_ready`: the service
+    /// manager was told so; where it was not, slots without a survivor are in their first start.
     pub fn reduced(
         count: u16,
         release: ReleaseId,
         survivors: &[Survivor],
         last: Generation,
+        announced_ready: bool,
         now: Moment,
     ) -> Self {
         let highest = survivors.iter().map(|survivor| survivor.slot.0.saturating_add(1)).max();
@@ -59,13 +61,13 @@ impl Fleet {
             }
         }
         for slot in &mut fleet.slots {
-            slot.first_start_over = true;
+            slot.first_start_over = announced_ready || slot.running().is_some();
             // A slot without a survivor starts one at once.
             if matches!(slot.current, Current::Stopped) {
                 slot.current = Current::Waiting { until: now };
             }
         }
-        fleet.announced_ready = true;
+        fleet.announced_ready = announced_ready;
         fleet
     }
 }

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::fleet::Fleet;
 use super::id::{Generation, ReleaseId, SlotId};
 use super::instance::{Instance, Phase};
 use super::reason::RollKind;
+use super::restart::RestartsLately;
 use super::rules::{Rules, rules_of};
 use super::slot::{Current, LastExit, Role, Slot};
 use super::time::Moment;
@@ -24,6 +27,27 @@ pub struct Status {
     pub shutting_down: bool,
     /// The last generation that was started.
     pub generation: Generation,
+    /// What the service manager knows the unit to be.
+    pub unit: UnitState,
+    /// The service manager waits for something that goes on: a first start, a reload or a stop.
+    pub awaited: bool,
+    /// Restarts nobody asked for within the last hour, in all slots.
+    pub lately: RestartsLately,
+}
+
+/// What a service manager knows of an app.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnitState {
+    /// A slot is in its first start, or none is online yet.
+    #[default]
+    Starting,
+    /// It serves, as far as its slots do.
+    Ready,
+    /// It serves, and is being reloaded.
+    Reloading,
+    /// It is about to end.
+    Stopping,
 }
 
 /// A slot at one moment.
@@ -102,7 +126,28 @@ impl std::fmt::Display for Word {
 impl Status {
     /// How many slots are online.
     pub fn online(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.word == Word::Online).count()
+        self.count(Word::Online)
+    }
+
+    fn count(&self, word: Word) -> usize {
+        self.slots.iter().filter(|slot| slot.word == word).count()
+    }
+
+    /// All of it in one line, as a service manager shows it: `2/2 online, gen 7, 0 restarts/h`.
+    pub fn line(&self) -> String {
+        let doing = match self.unit {
+            UnitState::Starting => "starting: ",
+            UnitState::Ready => "",
+            UnitState::Reloading => "reloading: ",
+            UnitState::Stopping => "stopping: ",
+        };
+        let others = [Word::Launching, Word::Draining, Word::Waiting, Word::Errored, Word::Stopped];
+        let counts = others.map(|word| (self.count(word), word)).into_iter();
+        let mut parts = vec![format!("{doing}{}/{} online", self.online(), self.slots.len())];
+        parts.extend(counts.filter(|it| it.0 > 0).map(|(count, word)| format!("{count} {word}")));
+        parts.push(format!("gen {}", self.generation));
+        parts.push(self.lately.to_string());
+        parts.join(", ")
     }
 }
 
@@ -113,6 +158,13 @@ pub(super) fn status(fleet: &Fleet, rules: &BTreeMap<ReleaseId, Rules>, now: Mom
         roll: fleet.roll.as_ref().map(|roll| (roll.kind, roll.step.as_ref().map(|it| it.slot))),
         shutting_down: fleet.shutting_down,
         generation: fleet.last_generation,
+        unit: fleet.announced,
+        awaited: match fleet.announced {
+            UnitState::Starting => fleet.slots.iter().any(Slot::is_in_first_start),
+            UnitState::Ready => false,
+            UnitState::Reloading | UnitState::Stopping => true,
+        },
+        lately: fleet.recent.lately(now),
     }
 }
 

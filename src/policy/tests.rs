@@ -142,7 +142,7 @@ impl World {
                 self.line(&format!("{slot}{}", note.reason));
             }
             Action::Reply { ticket, outcome } => self.line(&format!("#{} {outcome}", ticket.0)),
-            Action::AnnounceReady => self.line("ready"),
+            Action::Announce(state) => self.line(&format!("unit: {state:?}").to_lowercase()),
             Action::Send { generation, signal } => {
                 self.line(&format!("send {signal} to {generation}"));
             }
@@ -205,7 +205,7 @@ fn the_crash_at_three_forty_five() {
           0 spawn 1.2 of 1
           0 0: online after 0ms
           0 1: online after 0ms
-          0 ready
+          0 unit: ready
     3600000 0: exited with code 1 after 1h; restarting in 2s (limit 0/10)
     3602000 0: starting
     3602000 spawn 0.3 of 1
@@ -318,6 +318,7 @@ fn reload_starts_the_new_one_beside_the_old() {
       20000 reload to release 2 begins
       20000 0: starting
       20000 spawn 0.3 of 2
+      20000 unit: reloading
       20000 0: online after 0ms
       22000 0: takes over from generation 1
       22000 0: draining: another takes its place
@@ -329,6 +330,7 @@ fn reload_starts_the_new_one_beside_the_old() {
       24100 1: draining: another takes its place
       24200 1: exited with code 1, as asked
       24200 reload done
+      24200 unit: ready
       24200 #1 done
     ");
 }
@@ -485,7 +487,7 @@ fn saved_and_adopted_is_the_same() {
     let mut out = Vec::new();
     let adopted = Policy::adopt(fleet, releases, Moment::from_ms(1500), &mut out);
     assert_eq!(adopted.saved(), world.policy.saved());
-    assert_eq!(out, [Action::AnnounceReady], "everything else was carried out");
+    assert_eq!(out, [Action::Announce(UnitState::Ready)], "everything else was carried out");
 }
 
 #[test]
@@ -499,7 +501,8 @@ fn what_was_not_carried_out_is_said_again() {
     let mut again = Vec::new();
     let fleet = world.policy.saved().clone();
     drop(Policy::adopt(fleet, releases, Moment::from_ms(1001), &mut again));
-    assert_eq!(again, [Action::Signal { generation: Generation(1) }, Action::AnnounceReady]);
+    let ready = Action::Announce(UnitState::Ready);
+    assert_eq!(again, [Action::Signal { generation: Generation(1) }, ready]);
 }
 
 #[test]
@@ -507,7 +510,99 @@ fn a_slot_stopped_in_its_first_start_does_not_hold_up_ready() {
     let mut world = World::new(2, &rules(), &[Life::Hangs, Life::Hangs]);
     world.wish(1, Wish::Stop { slot: Some(SlotId(0)) });
     world.event(Event::Fact(Fact::Ready { generation: Generation(2) }));
-    assert_eq!(world.lines("ready"), ["0 ready"]);
+    assert_eq!(world.lines("ready"), ["0 unit: ready"]);
+}
+
+/// What `status` says in one line now.
+fn line(world: &World) -> String {
+    world.policy.status(Moment::from_ms(world.now)).line()
+}
+
+#[test]
+fn the_status_line_is_true_in_every_state_of_the_unit() {
+    let lives = [Life::Good, Life::Hangs, Life::Good, Life::Good, Life::Good];
+    let mut world = World::new(2, &rules(), &lives);
+    assert_eq!(line(&world), "starting: 1/2 online, 1 launching, gen 2, 0 restarts/h");
+    assert!(world.policy.status(Moment::from_ms(0)).awaited);
+    world.event(Event::Fact(Fact::Ready { generation: Generation(2) }));
+    assert_eq!(line(&world), "2/2 online, gen 2, 0 restarts/h");
+    assert!(!world.policy.status(Moment::from_ms(0)).awaited);
+    world
+        .run(20_000)
+        .event(Event::Fact(Fact::Exited { generation: Generation(1), exit: Exit::Code(1) }));
+    world.run(25_000);
+    assert_eq!(line(&world), "2/2 online, gen 3, 1 restarts/h");
+    let (release, rules) = (ReleaseId(2), rules());
+    world.wish(1, Wish::Reload { release, rules });
+    assert_eq!(line(&world), "reloading: 2/2 online, gen 4, 1 restarts/h");
+    assert!(world.policy.status(Moment::from_ms(0)).awaited);
+    world.run(40_000);
+    assert_eq!(line(&world), "2/2 online, gen 5, 1 restarts/h");
+    let hour = 20_000 + 3_600_000;
+    let lately = |at| world.policy.status(Moment::from_ms(at)).lately.count;
+    assert_eq!((lately(hour - 1), lately(hour)), (1, 0));
+    world.wish(2, Wish::Stop { slot: Some(SlotId(0)) }).run(50_000);
+    assert_eq!(line(&world), "1/2 online, 1 stopped, gen 5, 1 restarts/h");
+    world.wish(3, Wish::ShutDown { now: false });
+    let stopping = "stopping: 0/2 online, 1 draining, 1 stopped, gen 5, 1 restarts/h";
+    assert_eq!(line(&world), stopping);
+    assert!(world.policy.status(Moment::from_ms(0)).awaited);
+    world.run(60_000);
+    assert_eq!(
+        world.lines("unit: "),
+        ["0 unit: ready", "25000 unit: reloading", "29200 unit: ready", "50000 unit: stopping"]
+    );
+}
+
+#[test]
+fn a_slot_that_gave_up_is_said_beside_those_that_serve() {
+    let mut lives = [Life::NoExec; 11];
+    lives[1] = Life::Hangs;
+    let mut world = World::new(2, &rules(), &lives);
+    world.run(1000);
+    assert_eq!(line(&world), "starting: 0/2 online, 1 launching, 1 errored, gen 11, 9 restarts/h");
+    world.event(Event::Fact(Fact::Ready { generation: Generation(2) }));
+    assert_eq!(line(&world), "1/2 online, 1 errored, gen 11, 9 restarts/h");
+}
+
+#[test]
+fn nobody_is_made_to_wait_for_a_start_that_is_over() {
+    let mut world = World::new(1, &rules(), &[Life::Hangs]);
+    world.wish(1, Wish::Stop { slot: None }).run(1000);
+    let status = world.policy.status(Moment::from_ms(1000));
+    assert_eq!((status.unit, status.awaited), (UnitState::Starting, false));
+}
+
+#[test]
+fn a_hundred_restarts_in_an_hour_are_many() {
+    let mut recent = RecentRestarts::default();
+    for second in 0..200 {
+        recent.record(Moment::from_ms(second * 1000));
+    }
+    let lately = |seconds: u64| recent.lately(Moment::from_ms(seconds * 1000)).to_string();
+    assert_eq!(lately(200), "100+ restarts/h");
+    assert_eq!(lately(3600 + 100), "99 restarts/h");
+    assert_eq!(lately(10_000), "0 restarts/h");
+}
+
+#[test]
+fn ready_is_not_made_up_after_deaths_in_the_first_start() {
+    let survivor =
+        Survivor { slot: SlotId(0), generation: Generation(3), release: ReleaseId(1), pid: 100 };
+    let now = Moment::from_ms(1000);
+    for announced in [false, true] {
+        let fleet = Fleet::reduced(2, ReleaseId(1), &[survivor], Generation(3), announced, now);
+        let releases = BTreeMap::from([(ReleaseId(1), rules())]);
+        let mut out = Vec::new();
+        let mut policy = Policy::adopt(fleet, releases, now, &mut out);
+        policy.handle(now, Event::Tick, &mut out);
+        assert_eq!(out.contains(&Action::Announce(UnitState::Ready)), announced);
+        out.clear();
+        let generation = Generation(4);
+        policy.handle(now, Event::Fact(Fact::Spawned { generation, pid: 7 }), &mut out);
+        policy.handle(now, Event::Fact(Fact::Ready { generation }), &mut out);
+        assert_eq!(out.contains(&Action::Announce(UnitState::Ready)), !announced);
+    }
 }
 
 #[test]
@@ -637,13 +732,15 @@ fn the_older_of_two_survivors_has_time_to_drain() {
         pid: 100,
     };
     let now = Moment::from_ms(1000);
-    let fleet = Fleet::reduced(1, ReleaseId(1), &[survivor(4), survivor(3)], Generation(9), now);
+    let survivors = [survivor(4), survivor(3)];
+    let fleet = Fleet::reduced(1, ReleaseId(1), &survivors, Generation(9), true, now);
     assert_eq!(fleet.last_generation, Generation(9), "what has ended keeps its number");
     let releases = BTreeMap::from([(ReleaseId(1), rules())]);
     let mut out = Vec::new();
     let mut policy = Policy::adopt(fleet, releases, now, &mut out);
     policy.handle(now, Event::Tick, &mut out);
-    assert_eq!(out, [Action::Signal { generation: Generation(3) }, Action::AnnounceReady]);
+    let ready = Action::Announce(UnitState::Ready);
+    assert_eq!(out, [Action::Signal { generation: Generation(3) }, ready]);
 }
 
 #[test]

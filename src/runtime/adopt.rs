@@ -24,7 +24,7 @@ use super::level::Level;
 use super::output::Output;
 use super::record::{self, Record, Remembered};
 use super::release::{self, Release, ReleaseError};
-use super::sockets::{LOCK, Sockets, declare_remains};
+use super::sockets::{LOCK, Sockets, bound_by, declare_remains};
 use super::spawn::notify_fits;
 use super::{Arguments, Runtime};
 use crate::control::protocol::INTERFACE;
@@ -288,8 +288,9 @@ impl Takeover<'_> {
     ) -> Result<Sockets, StartError> {
         let addresses = releases.values().flat_map(|release| &release.spec.listen);
         let mut sockets = Sockets::adopt(addresses, &mut self.fds);
+        sockets.take_parked(releases.values(), &mut self.fds, self.keeper)?;
         for (address, fd) in bind_missing(&sockets, newest)? {
-            self.store(Sockets::fd_name(&address), fd.as_fd())?;
+            Sockets::keep(self.keeper, &address, fd.as_fd())?;
             sockets.insert(address, fd);
         }
         Ok(sockets)
@@ -355,7 +356,8 @@ impl Takeover<'_> {
         };
         self.remarks.push("going on from the keeper's table alone: histories are lost".to_owned());
         let now = Moment::from_ms(clock::now());
-        (Fleet::reduced(count, newest.id, &survivors, last, now), (false, 0))
+        let ready = self.hello.ready;
+        (Fleet::reduced(count, newest.id, &survivors, last, ready, now), (false, 0))
     }
 
     /// Puts the keeper's table beside what the core holds.
@@ -439,11 +441,8 @@ pub(super) fn bind_missing(
     sockets: &Sockets,
     release: &Release,
 ) -> Result<Vec<(crate::spec::ListenAddress, OwnedFd)>, StartError> {
-    use crate::spec::{ExecMode, ListenAddress};
-    if release.spec.exec_mode == ExecMode::Fork {
-        return Ok(Vec::new());
-    }
-    let missing = release.spec.listen.iter().filter(|address| !sockets.is_bound(address));
+    use crate::spec::ListenAddress;
+    let missing = bound_by(release).iter().filter(|address| !sockets.is_bound(address));
     missing
         .map(|address| {
             let bound = match address {

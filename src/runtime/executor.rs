@@ -36,10 +36,7 @@ impl Runtime {
                     self.clear(slot, generation, true);
                 }
             }
-            Action::AnnounceReady => {
-                let state = "READY=1".to_owned();
-                self.say(&ToKeeper::Notify { state });
-            }
+            Action::Announce(state) => self.announce(state),
             Action::Note(note) => self.note(&note),
             Action::Reply { ticket, outcome } => self.answer(ticket, outcome),
         }

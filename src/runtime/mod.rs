@@ -6,6 +6,7 @@
 //! no child. A restart and a reload read the config in between.
 
 mod adopt;
+mod announce;
 mod answers;
 mod clear;
 mod control;
@@ -114,6 +115,8 @@ pub(crate) struct Runtime {
     oom_score_below: bool,
     /// Instances that said `READY=1` in this turn.
     heard_ready: Vec<Generation>,
+    /// What the service manager was told.
+    told: announce::Told,
     outputs_paused: bool,
     keeper_waits: bool,
     heartbeat_at_ms: u64,
@@ -182,6 +185,7 @@ impl Runtime {
             events: parts.events,
             oom_score_below: oom_score_below(),
             heard_ready: Vec::new(),
+            told: announce::Told::default(),
             outputs_paused: false,
             keeper_waits: false,
             heartbeat_at_ms: now,
@@ -269,6 +273,7 @@ impl Runtime {
             self.perform_all(actions);
         }
         self.forget_releases();
+        self.tell_manager();
         self.flush();
     }
 

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::control::protocol::INTERFACE;
-use crate::keeper::protocol::ToKeeper;
+use crate::keeper::protocol::{PARKED, ToKeeper};
 use crate::spec::{ExecMode, ListenAddress};
-use crate::sys::Error;
+use crate::sys::{Error, listen, notify};
 
 use super::keeper_link::KeeperLink;
 use super::level::Level;
@@ -27,6 +27,56 @@ impl Sockets {
     /// The name under which the keeper holds the socket of an address.
     pub(super) fn fd_name(address: &ListenAddress) -> String {
         format!("listen.{address}")
+    }
+
+    /// The name under which the service manager keeps a copy; it has no room for some long paths.
+    fn parked_name(address: &ListenAddress) -> Option<String> {
+        notify::fd_name("listen-", &address.to_string())
+    }
+
+    /// Has the keeper keep a socket, and the service manager a copy.
+    pub(super) fn keep(
+        keeper: &mut KeeperLink,
+        address: &ListenAddress,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), Error> {
+        let name = Self::fd_name(address);
+        let message = match Self::parked_name(address) {
+            Some(fd_name) => ToKeeper::Park { name, fd_name },
+            None => ToKeeper::Store { name, generation: None },
+        };
+        keeper.say(&message, &[fd])
+    }
+
+    /// Takes what the service manager has kept of a keeper that was killed, where the releases
+    /// still listen there: with the clients that wait. The others are closed, here and there.
+    pub(super) fn take_parked<'a>(
+        &mut self,
+        releases: impl Iterator<Item = &'a Release>,
+        fds: &mut BTreeMap<String, OwnedFd>,
+        keeper: &mut KeeperLink,
+    ) -> Result<(), Error> {
+        let mut parked: BTreeMap<String, OwnedFd> =
+            fds.extract_if(.., |name, _| name.starts_with(PARKED)).collect();
+        let names: Vec<String> = parked.keys().cloned().collect();
+        for address in releases.flat_map(bound_by) {
+            let name = Self::parked_name(address).map(|name| format!("{PARKED}{name}"));
+            let Some((name, fd)) = name.and_then(|name| parked.remove_entry(&name)) else {
+                continue;
+            };
+            if !self.is_bound(address) && listens_at(&fd, address) {
+                Self::keep(keeper, address, fd.as_fd())?;
+                self.bound.insert(address.clone(), fd);
+            } else {
+                parked.insert(name, fd);
+            }
+        }
+        for fd in parked.values() {
+            // Now, not when the service manager closes its copy: the port may be wanted at once.
+            listen::silence(fd);
+        }
+        // The copy goes with the last fd of its name only.
+        names.into_iter().try_for_each(|name| keeper.say(&ToKeeper::Drop { name }, &[]))
     }
 
     /// Takes back what the keeper held for these addresses.
@@ -75,13 +125,22 @@ impl Sockets {
 
     /// The sockets that an instance of `release` inherits, in the order of its config.
     pub(super) fn of(&self, release: &Release) -> Vec<BorrowedFd<'_>> {
-        match release.spec.exec_mode {
-            ExecMode::Fork => Vec::new(),
-            ExecMode::Cluster => {
-                let addresses = release.spec.listen.iter();
-                addresses.filter_map(|it| self.bound.get(it).map(AsFd::as_fd)).collect()
-            }
-        }
+        bound_by(release).iter().filter_map(|it| self.bound.get(it).map(AsFd::as_fd)).collect()
+    }
+}
+
+/// The addresses at which pmr listens for the instances of a release.
+pub(super) fn bound_by(release: &Release) -> &[ListenAddress] {
+    match release.spec.exec_mode {
+        ExecMode::Fork => &[],
+        ExecMode::Cluster => &release.spec.listen,
+    }
+}
+
+fn listens_at(fd: &OwnedFd, address: &ListenAddress) -> bool {
+    match address {
+        ListenAddress::Tcp(address) => listen::listens_at_tcp(fd, *address),
+        ListenAddress::Unix(path) => listen::listens_at_unix(fd, path),
     }
 }
 

@@ -56,8 +56,7 @@ impl Runtime {
         let sealed = release.seal()?;
         self.last_release = id.0;
         for (address, fd) in bound {
-            let name = Sockets::fd_name(&address);
-            self.keeper.say(&ToKeeper::Store { name, generation: None }, &[fd.as_fd()])?;
+            Sockets::keep(&mut self.keeper, &address, fd.as_fd())?;
             self.sockets.insert(address, fd);
         }
         declare_remains(

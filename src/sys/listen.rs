@@ -75,6 +75,35 @@ pub fn bind_unix(path: &Path) -> Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Whether it is a socket that listens on this TCP address.
+pub fn listens_at_tcp(socket: &OwnedFd, address: SocketAddr) -> bool {
+    let own = rustix::net::getsockname(socket).ok();
+    let own = own.and_then(|own| SocketAddr::try_from(own).ok());
+    let any = is_any_v6(address);
+    // What [`bind_tcp`] makes of it on a machine without IPv6.
+    let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
+    listens(socket) && (own == Some(address) || any && own == Some(v4))
+}
+
+/// Whether it is a socket that listens at this path, and the file is still there.
+pub fn listens_at_unix(socket: &OwnedFd, path: &Path) -> bool {
+    let own = rustix::net::getsockname(socket).ok();
+    let own = own.and_then(|own| SocketAddrUnix::try_from(own).ok());
+    let is_there = path.symlink_metadata().is_ok_and(|facts| facts.file_type().is_socket());
+    listens(socket) && is_there && own.is_some() && own == SocketAddrUnix::new(path).ok()
+}
+
+fn listens(socket: &OwnedFd) -> bool {
+    sockopt::socket_acceptconn(socket).unwrap_or(false)
+}
+
+/// Ends the listening on a socket for all who hold it: its address is free at once, and whoever
+/// waits to be accepted is refused.
+pub fn silence(socket: &OwnedFd) {
+    // One that listens no more is what is wanted.
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap_or_default();
+}
+
 fn new_unix(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
@@ -102,6 +131,34 @@ mod tests {
 
     fn path(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("pmr-test-listen-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn a_socket_is_known_by_its_address_and_silenced_for_all() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let socket = bind_tcp(address).unwrap();
+        let own = TcpListener::from(socket.try_clone().unwrap()).local_addr().unwrap();
+        assert!(listens_at_tcp(&socket, own) && !listens_at_tcp(&socket, address));
+        assert_eq!(errno(bind_tcp(own)), libc::EADDRINUSE);
+        let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, own.port()));
+        assert_eq!(errno(bind_tcp(any)), libc::EADDRINUSE);
+        let waiting = TcpStream::connect(own).unwrap();
+        // Somebody else holds it, as a service manager does.
+        let held = socket.try_clone().unwrap();
+        silence(&socket);
+        drop(socket);
+        assert!(!listens_at_tcp(&held, own));
+        drop((waiting, bind_tcp(any).unwrap()));
+
+        let path = path("parked");
+        let socket = bind_unix(&path).unwrap();
+        assert!(listens_at_unix(&socket, &path));
+        assert!(!listens_at_unix(&socket, Path::new("/nowhere")));
+        let stranger: OwnedFd = TcpListener::bind("127.0.0.1:0").unwrap().into();
+        assert!(!listens_at_unix(&stranger, &path) && !listens_at_tcp(&socket, own));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!listens_at_unix(&socket, &path), "nobody can reach it");
+        assert!(!listens_at_tcp(&std::fs::File::open("/dev/null").unwrap().into(), own));
     }
 
     fn errno(result: Result<OwnedFd>) -> i32 {

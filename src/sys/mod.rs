@@ -12,6 +12,7 @@ pub mod journal;
 pub mod link;
 pub mod listen;
 pub mod memory;
+pub mod notify;
 pub mod parent;
 pub mod poll;
 pub mod process;

@@ -111,3 +111,9 @@ pub(crate) fn clone_sibling(arguments: &[String]) -> (u32, OwnedFd, OwnedFd) {
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     (u32::try_from(pid).unwrap(), pidfd, writer)
 }
+
+/// Sends one datagram to a notify socket.
+pub(crate) fn notify(path: &std::path::Path, text: &str) -> std::io::Result<()> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    socket.send_to(text.as_bytes(), path).map(drop)
+}

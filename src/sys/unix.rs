@@ -4,14 +4,11 @@
     reason = "the kernel's interface: SO_PEERGROUPS, and credentials of any pid"
 )]
 
-use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -330,25 +327,13 @@ impl Credentials {
     }
 }
 
-/// Sends one datagram to a notify socket (`/path` or `@abstract`) without waiting.
-pub fn notify(address: &OsStr, text: &str) -> Result<()> {
-    let failed = |e| Error::at("notify", address, e);
-    let address = match address.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(address),
-    }
-    .map_err(failed)?;
-    let socket = UnixDatagram::unbound().map_err(failed)?;
-    socket.set_nonblocking(true).map_err(failed)?;
-    socket.send_to_addr(text.as_bytes(), &address).map(|_| ()).map_err(failed)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::sys::testing::{self, Directory};
+    use crate::sys::testing::{self, Directory, notify};
+    use std::os::unix::net::UnixDatagram;
 
     #[test]
     fn a_client_is_accepted_and_known_at_a_path_of_any_length() {
@@ -416,15 +401,15 @@ mod tests {
         let path = directory.path().join("notify");
         let socket = notify_socket(&path, 0o666).unwrap();
         assert_eq!(take_notify(&socket).unwrap(), None);
-        notify(path.as_os_str(), "READY=1\nSTATUS=x").unwrap();
+        notify(&path, "READY=1\nSTATUS=x").unwrap();
         let got = take_notify(&socket).unwrap().unwrap();
         assert_eq!((got.pid, got.text.as_str()), (std::process::id(), "READY=1\nSTATUS=x"));
         assert_eq!(got.uid, rustix::process::geteuid().as_raw());
 
-        notify(path.as_os_str(), &"x".repeat(NOTIFICATION_BYTES_MAX + 1)).unwrap();
+        notify(&path, &"x".repeat(NOTIFICATION_BYTES_MAX + 1)).unwrap();
         let sender = UnixDatagram::unbound().unwrap();
         sender.send_to(b"\xff\xfe", &path).unwrap();
-        notify(path.as_os_str(), "").unwrap();
+        notify(&path, "").unwrap();
         assert_eq!(take_notify(&socket).unwrap().unwrap().text, "");
         assert_eq!(take_notify(&socket).unwrap(), None);
 
@@ -441,16 +426,5 @@ mod tests {
         drop(writer);
         assert_eq!(take_notify(&socket).unwrap().unwrap().text, "BARRIER=1");
         assert_eq!(rustix::io::read(&reader, &mut [0_u8; 4][..]).unwrap(), 0);
-    }
-
-    #[test]
-    fn an_abstract_address_is_reached() {
-        let name = format!("pmr-test-{}", std::process::id());
-        let address = SocketAddr::from_abstract_name(&name).unwrap();
-        let socket = UnixDatagram::bind_addr(&address).unwrap();
-        notify(OsStr::new(&format!("@{name}")), "READY=1").unwrap();
-        let mut bytes = [0; 16];
-        assert_eq!(socket.recv(&mut bytes).unwrap(), 7);
-        assert!(notify(OsStr::new("/nowhere/notify"), "x").unwrap_err().is_not_found());
     }
 }

@@ -73,10 +73,7 @@ impl World {
             Action::Clear { generation } => {
                 self.tell(Event::Fact(Fact::Cleared { generation }));
             }
-            Action::Send { .. }
-            | Action::AnnounceReady
-            | Action::Note(_)
-            | Action::Reply { .. } => {}
+            Action::Send { .. } | Action::Announce(_) | Action::Note(_) | Action::Reply { .. } => {}
         }
     }
 

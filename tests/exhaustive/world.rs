@@ -199,10 +199,7 @@ impl World {
                 }
             }
             Action::Clear { generation } => self.answers.push_back(Fact::Cleared { generation }),
-            Action::Send { .. }
-            | Action::AnnounceReady
-            | Action::Note(_)
-            | Action::Reply { .. } => {}
+            Action::Send { .. } | Action::Announce(_) | Action::Note(_) | Action::Reply { .. } => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pmr::policy::{
     Action, Event, Fact, Generation, Moment, Note, Outcome, Policy, Reason, SlotId, Status, Ticket,
-    Wish, Word,
+    UnitState, Wish, Word,
 };
 
 /// The core's patience with what cannot be killed, in milliseconds.
@@ -68,7 +68,8 @@ pub(crate) struct Ledger {
     leaving: BTreeSet<SlotId>,
     shutting_down: bool,
     slots: u16,
-    announced: bool,
+    /// What the service manager was told last, by the supervisor of the moment.
+    announced: Option<UnitState>,
 }
 
 /// The word for a wish in a trace.
@@ -252,9 +253,12 @@ impl Ledger {
                     entry.killed_at.get_or_insert(now);
                 }
                 Action::Clear { generation } => self.judge_clear(*generation, now)?,
-                Action::AnnounceReady => {
-                    ensure(!self.announced, || "ready announced twice".to_owned())?;
-                    self.announced = true;
+                Action::Announce(state) => {
+                    ensure(self.announced != Some(*state), || format!("{state:?} told twice"))?;
+                    ensure(self.announced != Some(UnitState::Stopping), || {
+                        format!("{state:?} after the stop")
+                    })?;
+                    self.announced = Some(*state);
                 }
                 Action::Note(note) => self.judge_note(note, now)?,
                 Action::Reply { ticket, .. } => {
@@ -384,7 +388,7 @@ impl Ledger {
     /// waited for an answer is told by the broken connection.
     pub(crate) fn adopt(&mut self, said_again: &[Action], now: Moment) -> Checked {
         self.tickets.clear();
-        self.announced = false;
+        self.announced = None;
         for entry in self.instances.values_mut() {
             entry.said.clear();
         }
@@ -398,6 +402,11 @@ impl Ledger {
             return Some(false);
         }
         (!self.restarting.contains(&slot)).then_some(true)
+    }
+
+    /// Whether the app was said to be ready.
+    pub(crate) fn is_announced(&self) -> bool {
+        matches!(self.announced, Some(UnitState::Ready | UnitState::Reloading))
     }
 
     /// Checks what must be so when nothing is left to happen.
@@ -422,7 +431,7 @@ impl Ledger {
             ensure(slot.other.is_none(), || format!("slot {} is left with two", slot.slot))?;
         }
         let ready = status.slots.iter().any(|slot| slot.word == Word::Online);
-        ensure(self.announced || !ready || self.shutting_down, || {
+        ensure(self.is_announced() || !ready || self.shutting_down, || {
             "an instance is online and ready was never announced".to_owned()
         })
     }

@@ -117,7 +117,7 @@ impl Limits {
                 | Action::Send { .. }
                 | Action::Kill { .. }
                 | Action::Clear { .. }
-                | Action::AnnounceReady
+                | Action::Announce(_)
                 | Action::Reply { .. } => {}
             }
         }

@@ -347,7 +347,7 @@ impl World<'_> {
                 Action::Kill { generation } => self.kernel.kill(now, generation),
                 Action::Clear { generation } => self.kernel.clear(now, generation),
                 Action::Send { .. }
-                | Action::AnnounceReady
+                | Action::Announce(_)
                 | Action::Note(_)
                 | Action::Reply { .. } => {}
             },
@@ -424,7 +424,8 @@ impl World<'_> {
             self.kernel.acknowledge(generation);
         }
         let survivors = self.kernel.survivors();
-        let fleet = Fleet::reduced(self.plan.slots, ReleaseId(1), &survivors, Generation(0), now);
+        let (slots, ready) = (self.plan.slots, self.recorded.ledger.is_announced());
+        let fleet = Fleet::reduced(slots, ReleaseId(1), &survivors, Generation(0), ready, now);
         let held: Vec<_> = fleet.generations().collect();
         self.recorded.ledger = Ledger::new(self.plan.slots, &held);
         self.recorded.limits = Limits::default();
