@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::line::Level;
 use crate::control::Scope;
 use crate::spec::{self, AppName, INSTANCES_MAX};
 
@@ -179,18 +180,27 @@ pub enum Command {
         /// Only this slot
         slot: Option<u16>,
     },
-    /// Show the last lines of output
+    /// Show the last lines of output, and what pmr did
     Logs {
-        /// Name of the app
-        name: String,
+        /// NAME, all or /PATTERN/
+        target: String,
         /// Only this slot
         slot: Option<u16>,
         /// Show also what comes
         #[arg(short, long)]
         follow: bool,
-        /// How many of the last lines
-        #[arg(short = 'n', long, default_value_t = 15)]
-        lines: u32,
+        /// How many of the last lines: 15, or all where --since is given
+        #[arg(short = 'n', long, value_name = "COUNT")]
+        lines: Option<u32>,
+        /// Only what was written since then: how long ago (10min), or as journalctl takes it
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+        since: Option<String>,
+        /// Only lines this bad or worse: err, warning, info or another word of journalctl's
+        #[arg(long, value_name = "LEVEL")]
+        level: Option<Level>,
+        /// Print JSON, an object a line
+        #[arg(long)]
+        json: bool,
     },
     /// Print the process ids of the instances, one a line
     Pid {

@@ -6,12 +6,13 @@ use serde::Serialize;
 
 use super::apps::{Apps, Known, Streams, call_error, soon};
 use super::error::Error;
+use super::journal::{Place, last_errors};
 use super::status::{Entry, Idle};
 use super::systemd::journal;
 use super::table::{cpu, harmless, memory, or_dash, style_of, time};
 use super::target::Target;
 use super::units::{Connections, why};
-use crate::control::protocol::{AppState, InstanceState, OtherState, VERSION};
+use crate::control::protocol::{AppState, InstanceState, JournalState, OtherState, VERSION};
 
 /// How many of the last lines of the journal are shown of an app that does not run.
 const JOURNAL_LINES: u32 = 10;
@@ -36,7 +37,8 @@ pub(super) fn run(
     let mut known = apps.known(std::slice::from_ref(&target))?.into_iter();
     let known = known.next().ok_or_else(|| target.nothing(Vec::new(), Vec::new()))?;
     let Some(live) = known.live else { return idle(&known, json, streams) };
-    let state = live?.client.describe(soon()).map_err(call_error(name, "describe"))?;
+    let mut state = live?.client.describe(soon()).map_err(call_error(name, "describe"))?;
+    add_last_errors(&mut state);
     if json {
         write_json(Entry::running(&state), None, streams)
     } else {
@@ -95,6 +97,18 @@ fn write_idle(out: &mut dyn Write, app: &Idle, journal: &[String]) -> io::Result
         field(out, 2, if index == 0 { "last lines" } else { "" }, &harmless(line))?;
     }
     Ok(())
+}
+
+/// Of an instance that has failed, the last it said on standard error, where the journal has it.
+/// Who may not read that sees the rest all the same.
+fn add_last_errors(app: &mut AppState) {
+    let Some(JournalState { unit, user }) = app.journal.clone() else { return };
+    let place = Place { app: app.name.clone(), unit, user };
+    for slot in &mut app.instances {
+        if let Some(exit) = slot.last_exit.as_ref().filter(|exit| !exit.asked) {
+            slot.stderr = last_errors(&place, slot.id, exit);
+        }
+    }
 }
 
 fn field(out: &mut dyn Write, indent: usize, name: &str, value: &str) -> io::Result<()> {

@@ -168,6 +168,13 @@ pub enum Error {
     },
     /// An ecosystem file cannot be imported.
     Import(super::import::Error),
+    /// The journal keeps the output, and the caller may not read it.
+    JournalDenied {
+        /// Of which app.
+        app: String,
+    },
+    /// `journalctl` cannot be run, or did not do what it was asked.
+    Journalctl(String),
     /// Standard output cannot be written to.
     Output(io::Error),
     /// Several of them.
@@ -184,7 +191,8 @@ impl Error {
             | Self::Call { source: CallError::TimedOut, .. }
             | Self::Systemd { source: BusError::NoAnswer, .. } => ExitStatus::TimedOut,
             Self::UpgradeRolledBack { .. } => ExitStatus::RolledBack,
-            Self::Connect { source: ConnectError::Denied, .. }
+            Self::JournalDenied { .. }
+            | Self::Connect { source: ConnectError::Denied, .. }
             | Self::Systemd { source: BusError::Denied, .. } => ExitStatus::Denied,
             Self::Call { source: CallError::Fault(fault), .. } => match fault.kind {
                 FaultKind::Denied => ExitStatus::Denied,
@@ -217,6 +225,7 @@ impl Error {
             | Self::Directory { .. }
             | Self::Write { .. }
             | Self::Import(_)
+            | Self::Journalctl(_)
             | Self::Output(_) => ExitStatus::Failed,
         }
     }
@@ -253,6 +262,13 @@ impl Error {
                 Some("a file that is there is never replaced; name another with -o".to_owned())
             }
             Self::NoSuchSlot { app, .. } => Some(slots_hint(app)),
+            Self::JournalDenied { app } => Some(format!(
+                "who is in the group systemd-journal or adm may: `sudo usermod -aG systemd-journal \
+                 $USER`, then log in again; or `sudo pmr logs {app}`"
+            )),
+            Self::Journalctl(_) => {
+                Some("the output of an app that is a unit is in the journal".to_owned())
+            }
             Self::Config { .. }
             | Self::Read { .. }
             | Self::Connect { .. }
@@ -329,6 +345,10 @@ impl fmt::Display for Error {
                 write!(f, "cannot make the directory of sockets: {error}")
             }
             Self::Import(error) => error.fmt(f),
+            Self::JournalDenied { app } => {
+                write!(f, "the output of `{app}` is in the journal, and you may not read that")
+            }
+            Self::Journalctl(why) => write!(f, "cannot read the journal by journalctl: {why}"),
             Self::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
             Self::Pattern { target, character } => {
                 write!(f, "the pattern `{target}` cannot be used: `{character}` means nothing here")

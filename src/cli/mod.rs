@@ -12,6 +12,8 @@ mod env;
 mod error;
 pub mod import;
 pub mod init;
+mod journal;
+mod line;
 mod logs;
 mod man;
 mod pid;
@@ -35,6 +37,7 @@ use clap::{CommandFactory as _, Parser as _};
 pub use apps::Streams;
 pub use args::{Arguments, Command, Patience, ScaleBy, Selection};
 pub use error::{Error, ExitStatus, JobFailure};
+pub use line::Level;
 pub use systemd::BusError;
 
 use crate::control::{Home, Scope, homes};
@@ -143,8 +146,9 @@ fn perform(command: Command, apps: &Apps, streams: &mut Streams<'_>) -> Result<N
         Command::Reset { target, slot } => {
             at_once(apps, &target, &Change::reset(slot), streams)?;
         }
-        Command::Logs { name, slot, follow, lines } => {
-            logs::run(apps, &name, logs::Wanted { slot, lines, follow }, streams)?;
+        Command::Logs { target, slot, follow, lines, since, level, json } => {
+            let wanted = logs::Wanted { slot, lines, since, level, follow, json };
+            logs::run(apps, &target, &wanted, streams)?;
         }
         Command::Pid { target } => pid::run(apps, target.as_deref(), streams)?,
         Command::Env { name, slot } => env::run(apps, &name, slot, streams)?,

@@ -324,8 +324,27 @@ fn each_outcome_has_its_words_and_its_exit_status() {
 #[test]
 fn logs_env_and_pid_print_data_only() {
     let (_, out, err) = against(done, "pmr logs track-backend -n 2");
-    assert_eq!(out, "track-backend:0 | listening\ntrack-backend:1 | TypeError: x\n");
+    assert_eq!(out, "0|track-backend | listening\n1|track-backend | TypeError: x\n");
     assert_eq!(err, "");
+    let (_, out, _) = against(done, "pmr logs all --level err");
+    assert_eq!(out, "1|track-backend | TypeError: x\n");
+    let (_, out, _) = against(done, "pmr logs /track/ -n 1 --level info");
+    assert_eq!(out, "1|track-backend | TypeError: x\n", "the last of all that are meant");
+    let (_, out, _) = against(done, "pmr logs track-backend --since 1h");
+    assert_eq!(out, "", "they are of 1970");
+    let (_, out, _) = against(done, "pmr logs track-backend -n 1 --json");
+    // A line for each field.
+    insta::assert_snapshot!(out.replace(",\"", ",\n\""), @r#"
+    {"version":1,
+    "at_ms":0,
+    "app":"track-backend",
+    "origin":"app",
+    "slot":0,
+    "generation":0,
+    "level":"info",
+    "event":null,
+    "text":"listening"}
+    "#);
     let (_, out, _) = against(done, "pmr env track-backend 0");
     assert_eq!(out, "A=b=c\nPORT=10000\n");
     for line in ["pmr pid", "pmr pid track-backend"] {
@@ -546,7 +565,7 @@ fn completions_and_help_are_data() {
       scale        Change how many instances there are
       signal       Send a signal to the main process of every instance
       reset        Forget restarts and the count of unstable exits
-      logs         Show the last lines of output
+      logs         Show the last lines of output, and what pmr did
       pid          Print the process ids of the instances, one a line
       env          Print the environment of an instance
       upgrade      Let running apps go on under the pmr that is on disk now, one after the other

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -69,6 +70,27 @@ pub fn pause(duration: Duration) {
         // Interrupted or not: the caller looks again.
         Ok(_) | Err(_) => {}
     }
+}
+
+/// Waits until something can be read of one of these, or one has ended; says of which. Of none at
+/// the deadline.
+pub fn wait_readable(fds: &[BorrowedFd<'_>], deadline: Deadline) -> io::Result<Vec<bool>> {
+    let mut all: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    loop {
+        let timeout = rustix::time::Timespec::try_from(deadline.left().unwrap_or_default()).ok();
+        match rustix::event::poll(&mut all, timeout.as_ref()) {
+            Ok(_) => return Ok(all.iter().map(|one| !one.revents().is_empty()).collect()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// The time of day, in milliseconds since the Unix epoch, to be compared with that of lines.
+pub fn time_of_day_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let duration = Duration::try_from(now).unwrap_or_default();
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why there is no connection.
@@ -315,6 +337,12 @@ impl<T> Stream<T> {
         };
         self.over = !part.continues;
         (self.part)(part.parameters).map(Some)
+    }
+}
+
+impl<T> AsFd for Stream<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.client.stream.as_fd()
     }
 }
 

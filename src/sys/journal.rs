@@ -187,15 +187,32 @@ fn say_in(journal: bool, priority: Priority, text: &str) -> bool {
         lines.push_str(line);
         lines.push('\n');
     }
-    let mut rest = lines.as_bytes();
-    while !rest.is_empty() {
-        match poll::write_now(io::stderr(), rest) {
-            Ok(count) if count > 0 => rest = rest.get(count..).unwrap_or_default(),
+    match write_all_now(io::stderr(), lines.as_bytes()) {
+        Ok(all) => all,
+        Err(_) => journal && say_anew(lines.as_bytes()),
+    }
+}
+
+/// A journald that was stopped has closed its streams, pmr's own too (systemd 252): the lines get
+/// one of their own once it is back.
+fn say_anew(lines: &[u8]) -> bool {
+    let unit = own_unit().map(|unit| unit.name).unwrap_or_default();
+    let stream = Stream { identifier: "pmr", unit: &unit, priority: Priority::Info };
+    let stream = open_stream(Path::new(STREAM_SOCKET), &stream);
+    stream.is_ok_and(|stream| write_all_now(stream, lines).unwrap_or(false))
+}
+
+/// Writes all of it, if that can be done at once; says whether it was.
+fn write_all_now(fd: impl AsFd, mut bytes: &[u8]) -> io::Result<bool> {
+    while !bytes.is_empty() {
+        match poll::write_now(&fd, bytes) {
+            Ok(0) => return Ok(false),
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Ok(_) | Err(_) => return false,
+            Err(error) => return Err(error),
         }
     }
-    true
+    Ok(true)
 }
 
 /// A panic is said without waiting too: what std does would wait.

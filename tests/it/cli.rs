@@ -188,9 +188,16 @@ fn output_can_be_read_and_followed() {
     app.eventually("all lines", || (lines(&["-n", "200"]).len() > 20).then_some(()));
     let three = lines(&["-n", "3"]);
     assert_eq!(three.len(), 3, "{three:?}");
-    assert!(three.iter().all(|line| line.starts_with(&format!("{name}:0 | "))), "{three:?}");
+    assert!(three.iter().all(|line| line.starts_with(&format!("0|{name} | "))), "{three:?}");
     assert_eq!(lines(&[]).len(), 15, "as many as PM2 shows");
     assert_eq!(lines(&["-n", "0"]).len(), 0);
+    let errors = lines(&["--level", "err", "--json", "-n", "2"]);
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    for line in errors {
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&line["level"], &line["slot"]), (&"err".into(), &0.into()), "{line}");
+    }
+    assert_eq!(lines(&["--since", "1h"]).len(), lines(&["-n", "200"]).len());
 
     let path = app.setup.directory.join("followed");
     let mut follower = Command::new(app.setup.binary())
