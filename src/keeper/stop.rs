@@ -34,6 +34,18 @@ pub(super) struct Stop {
     pub(super) asked_at: u64,
     /// Without waiting for a drain.
     pub(super) at_once: bool,
+    /// A supervisor has until then.
+    #[serde(default)]
+    pub(super) until: u64,
+}
+
+impl Stop {
+    /// Gives the time that the living instances have been promised. It gets no shorter when they
+    /// end: then the supervisor is about to say so.
+    fn promise(&mut self, longest_timeout_ms: u64) {
+        let time = longest_timeout_ms.saturating_add(GRACE_MS);
+        self.until = self.until.max(self.asked_at.saturating_add(time));
+    }
 }
 
 /// What the keeper is doing.
@@ -63,7 +75,7 @@ pub(super) enum Phase {
 impl Keeper {
     pub(super) fn ask_to_stop(&mut self, at_once: bool, now: u64) {
         let known = self.stop;
-        let stop = self.stop.get_or_insert(Stop { asked_at: now, at_once });
+        let stop = self.stop.get_or_insert(Stop { asked_at: now, at_once, until: now });
         stop.at_once |= at_once;
         if known != Some(*stop) {
             self.push(Outgoing::Stop);
@@ -78,11 +90,14 @@ impl Keeper {
     /// When a stop is taken out of the hands of a supervisor that does not get it done.
     fn takeover_at(&self) -> Option<u64> {
         let stop = self.stop.filter(|_| matches!(self.phase, Phase::Serving { .. }))?;
-        let longest = self.table.longest_timeout_ms().saturating_add(GRACE_MS);
-        Some(stop.asked_at.saturating_add(longest))
+        Some(stop.until)
     }
 
     pub(super) fn turn_stop(&mut self, now: u64) {
+        let longest = self.table.longest_timeout_ms();
+        if let Some(stop) = &mut self.stop {
+            stop.promise(longest);
+        }
         if self.takeover_at().is_some_and(|at| self.deaths.too_many() || now >= at) {
             self.enter_wills(now);
         }
@@ -268,4 +283,20 @@ fn has_changed(group: &Path) -> bool {
         && read
         && poll.add(&events, 0, Interest::PRIORITY).is_ok()
         && poll.wait(Some(Duration::from_millis(50)), &mut Vec::new()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_has_the_longest_time_that_was_promised_also_when_all_have_ended() {
+        let mut stop = Stop { asked_at: 1000, at_once: false, until: 1000 };
+        stop.promise(0);
+        assert_eq!(stop.until, 1000 + GRACE_MS);
+        stop.promise(120_000);
+        stop.promise(5000);
+        stop.promise(0);
+        assert_eq!(stop.until, 121_000 + GRACE_MS);
+    }
 }
