@@ -13,9 +13,19 @@ pub use crate::config::{EnvFileError, read_env_file};
 use crate::config::{Examined, Problem, Problems, Severity, Source, examine, line_and_column};
 use crate::spec::{AppName, NameError, Spec};
 use crate::sys::Error;
+use crate::sys::cgroup::machine_controllers;
 
 /// Most bytes of a config file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The limits that the kernel enforces, and the controller that each is of.
+const LIMITS: [(&str, &str); 5] = [
+    ("memory_max", "memory"),
+    ("memory_swap_max", "memory"),
+    ("cpu_weight", "cpu"),
+    ("cpu_max", "cpu"),
+    ("tasks_max", "pids"),
+];
 
 /// A config that can be used on this machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,12 +169,15 @@ struct Machine {
     user: Uid,
     group: Gid,
     path: Option<OsString>,
+    /// Controllers of cgroup v2.
+    controllers: Vec<String>,
 }
 
 impl Machine {
     fn this() -> Self {
         let path = std::env::var_os("PATH");
-        Self { user: Uid::effective(), group: Gid::effective(), path }
+        let controllers = machine_controllers();
+        Self { user: Uid::effective(), group: Gid::effective(), path, controllers }
     }
 }
 
@@ -179,6 +192,7 @@ impl Check<'_> {
     fn all(&mut self) {
         self.user();
         self.group();
+        self.limits();
         if self.examined.faulty.contains("cwd") || !self.cwd() {
             // What is relative to it cannot be found either.
             return;
@@ -194,6 +208,20 @@ impl Check<'_> {
 
     fn problem(&mut self, key: &str, message: String, hint: Option<String>) {
         self.add(Severity::Error, key, message, hint);
+    }
+
+    /// What no unit of this machine could enforce.
+    fn limits(&mut self) {
+        for (key, controller) in LIMITS {
+            let there = self.machine.controllers.iter().any(|it| it == controller);
+            if !there && self.examined.places.contains_key(key) {
+                let message = format!(
+                    "`{key}` is not enforced on this machine: it has no {controller} controller of \
+                     cgroup v2"
+                );
+                self.add(Severity::Note, key, message, None);
+            }
+        }
     }
 
     fn cwd(&mut self) -> bool {
@@ -386,11 +414,24 @@ mod tests {
 
     fn machine(user: u32) -> Machine {
         let path = Some("/nonexistent:/bin".into());
-        Machine { user: Uid::from_raw(user), group: Gid::from_raw(user), path }
+        let controllers = ["memory", "pids"].map(str::to_owned).to_vec();
+        Machine { user: Uid::from_raw(user), group: Gid::from_raw(user), path, controllers }
     }
 
     fn error(path: &Path) -> String {
         load(path, None).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_limit_that_this_machine_cannot_enforce_is_noted() {
+        let directory = Directory::new("limits");
+        let text = "command = [\"true\"]\nmemory_max = \"1G\"\ncpu_max = 50\ntasks_max = 9\n";
+        let path = directory.write("web.toml", text);
+        let loaded = load_on(&machine(0), &path, None).unwrap();
+        let notes: Vec<_> = loaded.notes.list().iter().map(|note| note.message.as_str()).collect();
+        let note =
+            "`cpu_max` is not enforced on this machine: it has no cpu controller of cgroup v2";
+        assert_eq!(notes, [note]);
     }
 
     #[test]

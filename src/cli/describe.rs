@@ -9,7 +9,7 @@ use super::error::Error;
 use super::journal::{Place, last_errors};
 use super::status::{Entry, Idle};
 use super::systemd::journal;
-use super::table::{cpu, harmless, memory, or_dash, style_of, time};
+use super::table::{cpu, harmless, limit, memory, or_dash, style_of, time};
 use super::target::Target;
 use super::units::{Connections, why};
 use crate::control::protocol::{AppState, InstanceState, JournalState, OtherState, VERSION};
@@ -131,6 +131,13 @@ fn write_app(out: &mut dyn Write, app: &AppState) -> io::Result<()> {
     if let Some(limit) = app.memory_limit_bytes {
         field(out, 2, "memory limit", &memory(Some(limit)))?;
     }
+    for (index, it) in app.limits.iter().enumerate() {
+        let name = if index == 0 { "limits" } else { "" };
+        let reason = it.reason.as_deref().map(|reason| format!(": {}", harmless(reason)));
+        let not = if it.enforced { "" } else { ", NOT enforced" };
+        let value = limit(&it.key, it.value);
+        field(out, 2, name, &format!("{} {value}{not}{}", it.key, reason.unwrap_or_default()))?;
+    }
     field(out, 2, "uptime", &time(app.uptime_ms))?;
     let AppState { supervisor_pid, keeper_pid, supervisor_deaths, pmr_version, .. } = app;
     let died = match supervisor_deaths {
@@ -164,6 +171,16 @@ fn level(app: &AppState) -> String {
     format!("{}: {cap}", app.level)
 }
 
+fn memory_of(instance: &InstanceState) -> String {
+    let text = memory(instance.memory_bytes);
+    let peak = instance.memory_peak_bytes.map(|peak| format!(", peak {}", memory(Some(peak))));
+    match (instance.memory_bytes, instance.usage_exact) {
+        (None, _) => text,
+        (Some(_), true) => format!("{text} with page cache{}", peak.unwrap_or_default()),
+        (Some(_), false) => format!("{text}, sampled"),
+    }
+}
+
 fn write_slot(out: &mut dyn Write, instance: &InstanceState) -> io::Result<()> {
     let InstanceState { id, status, restarts, unstable, unstable_limit, .. } = instance;
     let style = style_of(status);
@@ -173,8 +190,11 @@ fn write_slot(out: &mut dyn Write, instance: &InstanceState) -> io::Result<()> {
         let release = or_dash(instance.release);
         let pid = or_dash(instance.pid);
         field(out, 4, "pid", &format!("{pid} (generation {generation}, release {release})"))?;
-        field(out, 4, "memory", &memory(instance.memory_bytes))?;
+        field(out, 4, "memory", &memory_of(instance))?;
         field(out, 4, "cpu", &cpu(instance.cpu_percent))?;
+        if let Some(tasks) = instance.tasks {
+            field(out, 4, "tasks", &tasks.to_string())?;
+        }
         field(out, 4, "uptime", &instance.uptime_ms.map_or_else(|| "-".to_owned(), time))?;
     }
     if let Some(OtherState { generation, pid, status, uptime_ms, release, .. }) = &instance.other {

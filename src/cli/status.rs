@@ -168,6 +168,14 @@ pub(super) fn write_states(
         writeln!(streams.out, "{before}{} {}: {note}", app.name, instance.id)?;
         before = "";
     }
+    for app in states {
+        let unenforced = app.limits.iter().filter(|limit| !limit.enforced);
+        let keys: Vec<_> = unenforced.map(|limit| harmless(&limit.key)).collect();
+        if !keys.is_empty() {
+            writeln!(streams.out, "{before}{}: NOT enforced here: {}", app.name, keys.join(", "))?;
+            before = "";
+        }
+    }
     Ok(())
 }
 

@@ -82,6 +82,15 @@ pub(super) fn memory(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string())
 }
 
+/// A limit as the config has it.
+pub(super) fn limit(key: &str, value: u64) -> String {
+    match key {
+        "memory_max" | "memory_swap_max" => Bytes(value).to_string(),
+        "cpu_max" => format!("{value}%"),
+        _ => value.to_string(),
+    }
+}
+
 /// `1.2%`, or a dash.
 pub(super) fn cpu(percent: Option<f64>) -> String {
     percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent:.1}%"))

@@ -77,6 +77,7 @@ fn status_is_a_line_for_every_slot() {
     track-backend   1  cluster     -    -     -  waiting 1.8s         1  -
 
     track-backend 1: was killed by SIGSEGV (core dumped) 200ms ago
+    track-backend: NOT enforced here: memory_max
     "#);
     assert_eq!((next, err.as_str()), (Next::Done(0), ""));
     for line in ["pmr ls", "pmr list track-backend", "pmr status /^track.*d$/ all"] {
@@ -114,10 +115,12 @@ fn a_roll_and_a_lost_cause_are_noted() {
 
     track-backend 0: generation 18 (pid 4300) launching, reload in progress
     track-backend 1: was killed by SIGSEGV (core dumped) 200ms ago, limit 10/10
+    track-backend: NOT enforced here: memory_max
     "#);
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a line for each field")]
 fn status_as_json_has_a_stable_shape() {
     let (next, out, _) = against(done, "pmr status --json");
     assert_eq!(next, Next::Done(0));
@@ -133,7 +136,10 @@ fn status_as_json_has_a_stable_shape() {
     "pid":4242,
     "status":"online",
     "memory_bytes":89128960,
+    "memory_peak_bytes":null,
+    "tasks":null,
     "cpu_percent":1.25,
+    "usage_exact":false,
     "restarts":0,
     "uptime_ms":18720000,
     "unstable":0,
@@ -147,7 +153,10 @@ fn status_as_json_has_a_stable_shape() {
     "pid":null,
     "status":"waiting",
     "memory_bytes":null,
+    "memory_peak_bytes":null,
+    "tasks":null,
     "cpu_percent":null,
+    "usage_exact":false,
     "restarts":1,
     "uptime_ms":null,
     "unstable":0,
@@ -156,6 +165,7 @@ fn status_as_json_has_a_stable_shape() {
     "release":null,
     "last_exit":{"generation":17,
     "text":"was killed by SIGSEGV (core dumped)",
+    "oom_killed":false,
     "asked":false,
     "ago_ms":200,
     "uptime_ms":13500000},
@@ -172,6 +182,10 @@ fn status_as_json_has_a_stable_shape() {
     "listen":["0.0.0.0:10000"],
     "memory_limit_bytes":1073741824,
     "memory_cap_enforced":false,
+    "limits":[{"key":"memory_max",
+    "value":1342177280,
+    "enforced":false,
+    "reason":"no groups in level bare"}],
     "started_at_ms":1780000000000,
     "uptime_ms":18720000,
     "supervisor_pid":101,
@@ -196,12 +210,13 @@ fn describe_tells_everything() {
       config        /etc/pmr/track-backend.toml
       level         bare: memory cap not enforced
       memory limit  1G
+      limits        memory_max 1.2G, NOT enforced: no groups in level bare
       uptime        5h 12min
       supervisor    pid 101 under keeper 100, pmr 0.1.0, replaced once
 
       slot 0: online
         pid         4242 (generation 16, release 3)
-        memory      85M
+        memory      85M, sampled
         cpu         1.2%
         uptime      5h 12min
         restarts    0

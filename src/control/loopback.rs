@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::protocol::{AppState, Facts, INTERFACE, Level, Mode, Usage};
+use super::protocol::{AppState, Facts, INTERFACE, Level, LimitState, Mode, Usage};
 use super::server::{Call, Connection, GroupIds, Peer, Reply};
 use crate::policy::{
     Exit, Failure, Generation, InstanceStatus, LastExit, Moment, RecentRestarts, ReleaseId, SlotId,
@@ -137,7 +137,7 @@ pub(crate) fn turn(
 pub(crate) fn track_backend() -> (Status, Facts) {
     let crash = LastExit {
         generation: Generation(17),
-        failure: Failure::Exit(Exit::Signal { signal: 11, core: true }),
+        failure: Failure::Exit(Exit::Signal { signal: 11, core: true, oom: None }),
         asked: false,
         at: Moment::from_ms(13_500_000),
         lived_ms: 13_500_000,
@@ -178,12 +178,16 @@ pub(crate) fn track_backend() -> (Status, Facts) {
         awaited: false,
         lately: RecentRestarts::default().lately(Moment::from_ms(0)),
     };
-    let usage = Usage { memory_bytes: Some(85 << 20), cpu_percent: Some(1.25) };
+    (status, facts())
+}
+
+fn facts() -> Facts {
+    let usage = Usage { memory_bytes: Some(85 << 20), cpu_percent: Some(1.25), ..Usage::default() };
     let stderr = vec![
         "TypeError: Cannot read properties of null (reading 'id')".to_owned(),
         "    at track (server.js:41:\u{1b}[7m17)".to_owned(),
     ];
-    let facts = Facts {
+    Facts {
         name: "track-backend".to_owned(),
         mode: Mode::Cluster,
         level: Level::Bare,
@@ -193,6 +197,12 @@ pub(crate) fn track_backend() -> (Status, Facts) {
         listen: vec!["0.0.0.0:10000".to_owned()],
         memory_limit_bytes: Some(1 << 30),
         memory_cap_enforced: false,
+        limits: vec![LimitState {
+            key: "memory_max".to_owned(),
+            value: 5 << 28,
+            enforced: false,
+            reason: Some("no groups in level bare".to_owned()),
+        }],
         started_at_ms: 1_780_000_000_000,
         uptime_ms: 18_720_000,
         supervisor_pid: 101,
@@ -202,8 +212,7 @@ pub(crate) fn track_backend() -> (Status, Facts) {
         journal: None,
         usage: [(Generation(16), usage)].into(),
         stderr: [(SlotId(1), stderr)].into(),
-    };
-    (status, facts)
+    }
 }
 
 /// The same, as the wire has it.

@@ -58,6 +58,8 @@ pub struct AppState {
     pub memory_limit_bytes: Option<u64>,
     /// Whether the kernel enforces the memory cap.
     pub memory_cap_enforced: bool,
+    /// Limits of each instance that the config asks for.
+    pub limits: Vec<LimitState>,
     /// When the app was started, since the Unix epoch.
     pub started_at_ms: u64,
     /// How long ago that was.
@@ -86,6 +88,20 @@ pub struct JournalState {
     pub user: bool,
 }
 
+/// A limit of each instance.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitState {
+    /// The key of the config.
+    pub key: String,
+    /// Bytes, a number of tasks, a weight, or percent of one CPU.
+    pub value: u64,
+    /// Whether the kernel enforces it, for all instances.
+    pub enforced: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
 /// A slot at one moment.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -100,8 +116,15 @@ pub struct InstanceState {
     pub status: String,
     /// Memory with all it started.
     pub memory_bytes: Option<u64>,
+    /// The most that was, where the kernel counts it.
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes and threads, where the kernel counts them.
+    pub tasks: Option<u64>,
     /// Percent of one CPU.
     pub cpu_percent: Option<f64>,
+    /// Whether memory and CPU are the kernel's count for the instance's group; else they are added
+    /// up over its processes.
+    pub usage_exact: bool,
     /// Restarts nobody asked for.
     pub restarts: u32,
     /// Since its spawn.
@@ -130,6 +153,8 @@ pub struct ExitState {
     pub generation: u64,
     /// In words: `exited with code 1`.
     pub text: String,
+    /// Whether the kernel ended it for want of memory.
+    pub oom_killed: bool,
     /// Whether somebody had asked for it.
     pub asked: bool,
     /// How long ago.
@@ -253,6 +278,8 @@ pub struct Facts {
     pub memory_limit_bytes: Option<u64>,
     /// Whether the kernel enforces the memory cap.
     pub memory_cap_enforced: bool,
+    /// Limits of each instance that the config asks for.
+    pub limits: Vec<LimitState>,
     /// When the app was started, since the Unix epoch.
     pub started_at_ms: u64,
     /// How long ago that was.
@@ -278,8 +305,14 @@ pub struct Facts {
 pub struct Usage {
     /// Memory with all it started.
     pub memory_bytes: Option<u64>,
+    /// The most that was, where the kernel counts it.
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes and threads, where the kernel counts them.
+    pub tasks: Option<u64>,
     /// Percent of one CPU.
     pub cpu_percent: Option<f64>,
+    /// Whether it is the kernel's count for the instance's group.
+    pub exact: bool,
 }
 
 impl AppState {
@@ -317,6 +350,7 @@ impl AppState {
             listen: facts.listen.clone(),
             memory_limit_bytes: facts.memory_limit_bytes,
             memory_cap_enforced: facts.memory_cap_enforced,
+            limits: facts.limits.clone(),
             started_at_ms: facts.started_at_ms,
             uptime_ms: facts.uptime_ms,
             supervisor_pid: facts.supervisor_pid,
@@ -339,7 +373,10 @@ impl InstanceState {
             pid: instance.and_then(|it| it.pid),
             status: slot.word.as_str().to_owned(),
             memory_bytes: usage.memory_bytes,
+            memory_peak_bytes: usage.memory_peak_bytes,
+            tasks: usage.tasks,
             cpu_percent: usage.cpu_percent,
+            usage_exact: usage.exact,
             restarts: slot.restarts,
             uptime_ms: instance.map(|it| whole_ms(it.uptime)),
             unstable: slot.unstable.0,
@@ -358,6 +395,7 @@ impl ExitState {
         Self {
             generation: exit.generation.0,
             text: exit.failure.to_string(),
+            oom_killed: exit.failure.oom().is_some(),
             asked: exit.asked,
             ago_ms: whole_ms(ago),
             uptime_ms: exit.lived_ms,

@@ -118,9 +118,43 @@ pub enum Exit {
         signal: i32,
         /// A core was dumped.
         core: bool,
+        /// The kernel ended it for want of memory.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        oom: Option<Oom>,
     },
     /// It ended before it was registered with the keeper, and nobody saw how.
     Unseen,
+}
+
+/// Which memory was short, where the kernel killed for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Oom {
+    /// The instance's own: its cap, in bytes.
+    Cap(u64),
+    /// That of the unit, a slice above it, or the machine.
+    Above,
+}
+
+impl Exit {
+    /// Which memory was short, where it was killed for that.
+    pub fn oom(self) -> Option<Oom> {
+        match self {
+            Self::Signal { oom, .. } => oom,
+            Self::Code(_) | Self::Unseen => None,
+        }
+    }
+}
+
+impl fmt::Display for Oom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cap(bytes) => {
+                write!(f, "was OOM-killed at memory_max {}", crate::spec::Bytes(*bytes))
+            }
+            Self::Above => write!(f, "was OOM-killed: the machine or the unit is out of memory"),
+        }
+    }
 }
 
 impl fmt::Display for Exit {
@@ -128,7 +162,8 @@ impl fmt::Display for Exit {
         match self {
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Unseen => write!(f, "was ended before it ran"),
-            Self::Signal { signal, core } => {
+            Self::Signal { oom: Some(oom), .. } => write!(f, "{oom}"),
+            Self::Signal { signal, core, oom: None } => {
                 match signal_name(*signal) {
                     Some(name) => write!(f, "was killed by {name}")?,
                     None => write!(f, "was killed by signal {signal}")?,
@@ -216,4 +251,32 @@ pub enum Wish {
         /// Without a drain.
         now: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_is_told_as_it_was() {
+        let signal = |oom| Exit::Signal { signal: 9, core: false, oom };
+        for (exit, text) in [
+            (Exit::Code(3), "exited with code 3"),
+            (signal(None), "was killed by SIGKILL"),
+            (signal(Some(Oom::Cap(600 << 20))), "was OOM-killed at memory_max 600M"),
+            (signal(Some(Oom::Above)), "was OOM-killed: the machine or the unit is out of memory"),
+        ] {
+            assert_eq!(exit.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn an_exit_that_was_recorded_before_there_was_oom_is_read() {
+        let exit: Exit = serde_json::from_str(r#"{"signal":{"signal":9,"core":false}}"#).unwrap();
+        assert_eq!(exit, Exit::Signal { signal: 9, core: false, oom: None });
+        assert_eq!(exit.oom(), None);
+        let killed = Exit::Signal { signal: 9, core: false, oom: Some(Oom::Cap(1)) };
+        let text = serde_json::to_string(&killed).unwrap();
+        assert_eq!(serde_json::from_str::<Exit>(&text).unwrap(), killed);
+    }
 }

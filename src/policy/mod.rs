@@ -55,7 +55,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 pub use action::{Action, Note};
-pub use event::{Event, Exit, Fact, SpawnFailure, Wish};
+pub use event::{Event, Exit, Fact, Oom, SpawnFailure, Wish};
 pub use fleet::{Fleet, STATUS_ERRORED};
 pub use id::{Generation, ReleaseId, SlotId, Ticket};
 pub use memory::MemoryHistory;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::Exit;
+use super::event::{Exit, Oom};
 use super::id::{Generation, ReleaseId, SlotId};
 use super::time::Spoken;
 
@@ -257,6 +257,16 @@ impl fmt::Display for EndCause {
             Self::StartTimeout => write!(f, "not ready within listen_timeout: ending it"),
             Self::ExecFailed(message) => write!(f, "{message}"),
             Self::NotNeeded => write!(f, "not needed any more: ending it"),
+        }
+    }
+}
+
+impl Failure {
+    /// Which memory was short, where the kernel killed it for that.
+    pub fn oom(&self) -> Option<Oom> {
+        match self {
+            Self::Exit(exit) => exit.oom(),
+            Self::StartTimeout | Self::Exec(_) | Self::Spawn(_) => None,
         }
     }
 }

@@ -283,7 +283,7 @@ mod tests {
             (Exit::Code(0), true),
             (Exit::Code(42), true),
             (Exit::Code(1), false),
-            (Exit::Signal { signal: 42, core: false }, false),
+            (Exit::Signal { signal: 42, core: false, oom: None }, false),
         ] {
             let failure = Failure::Exit(exit);
             let ending = Ending { failure: &failure, lived: ms(5), online: Some(ms(1)) };

@@ -132,7 +132,7 @@ impl World {
             }
             Action::Kill { generation } => {
                 if self.running.remove(&generation).is_some() {
-                    let exit = Exit::Signal { signal: 9, core: false };
+                    let exit = Exit::Signal { signal: 9, core: false, oom: None };
                     fact(Fact::Exited { generation, exit });
                 }
             }

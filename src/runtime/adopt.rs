@@ -376,7 +376,7 @@ impl Takeover<'_> {
                 parts.strangers.push((instance.slot, generation));
             }
             if let Some(exited) = exited {
-                let exit = exit_of(&exited);
+                let exit = instance.explain(exit_of(&exited));
                 parts.events.push_back(Event::Fact(Fact::Exited { generation, exit }));
             }
             parts.instances.insert(generation, instance);
@@ -420,7 +420,7 @@ fn survivor(known: &Known) -> Option<Survivor> {
 /// The exit as the core names it.
 pub(super) fn exit_of(exited: &crate::keeper::protocol::Exited) -> Exit {
     match (exited.signal, exited.code) {
-        (Some(signal), _) => Exit::Signal { signal, core: exited.core },
+        (Some(signal), _) => Exit::Signal { signal, core: exited.core, oom: None },
         (None, Some(code)) => Exit::Code(code),
         (None, None) => Exit::Unseen,
     }

@@ -109,6 +109,7 @@ impl Runtime {
             release.map(|release| of(release).display().to_string()).unwrap_or_default()
         };
         let uptime_ms = now.saturating_sub(self.hello.started_at_ms);
+        let limits = self.limit_states();
         Facts {
             name: self.app_name(),
             mode: match spec.map(|spec| spec.exec_mode) {
@@ -127,7 +128,9 @@ impl Runtime {
                 .map(|spec| spec.listen.iter().map(ToString::to_string).collect())
                 .unwrap_or_default(),
             memory_limit_bytes: spec.and_then(|it| it.memory.restart_above).map(|it| it.0),
-            memory_cap_enforced: false,
+            memory_cap_enforced: self.level.is_full()
+                && limits.iter().all(|it| it.enforced || it.key != "memory_max"),
+            limits,
             started_at_ms: clock::time_of_day().saturating_sub(uptime_ms),
             uptime_ms,
             supervisor_pid: std::process::id(),
@@ -211,17 +214,28 @@ fn log_line(slot: SlotId, line: Line) -> LogLine {
     }
 }
 
+/// What an instance uses. The kernel's count has also what of it has ended.
 fn used(instance: &mut Instance, now: u64) -> Usage {
-    let usage = instance.usage();
+    let counted = instance.counted();
+    let sampled = if counted.is_some() { None } else { Some(instance.sample()) };
+    let cpu = counted.and_then(|usage| usage.cpu).or(sampled.map(|usage| usage.cpu));
+    let cpu = cpu.unwrap_or_default();
     let (cpu_before, at) = match instance.sampled {
         Some((cpu, at)) if now.saturating_sub(at) >= CPU_SPAN_MS => (cpu, at),
         Some(_) | None => (std::time::Duration::ZERO, instance.spawned_at_ms),
     };
-    instance.sampled = Some((usage.cpu, now));
+    instance.sampled = Some((cpu, now));
     let span_ms = now.saturating_sub(at).max(1);
-    let used_us = usage.cpu.saturating_sub(cpu_before).as_micros();
+    let used_us = cpu.saturating_sub(cpu_before).as_micros();
     // 1 ms of a second is 0.1 %; tenths are what is shown.
     let permille = used_us.checked_div(span_ms.into()).unwrap_or_default();
     let permille = u32::try_from(permille).unwrap_or(u32::MAX);
-    Usage { memory_bytes: Some(usage.memory_bytes), cpu_percent: Some(f64::from(permille) / 10.0) }
+    let memory = counted.and_then(|usage| usage.memory_bytes);
+    Usage {
+        memory_bytes: memory.or(sampled.map(|usage| usage.memory_bytes)),
+        memory_peak_bytes: counted.and_then(|usage| usage.memory_peak_bytes),
+        tasks: counted.and_then(|usage| usage.tasks),
+        cpu_percent: Some(f64::from(permille) / 10.0),
+        exact: counted.is_some(),
+    }
 }

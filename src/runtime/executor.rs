@@ -129,6 +129,7 @@ impl Runtime {
         }
         let text = format!("{app} {}", self.level);
         self.say_event(events::LEVEL, None, &text);
+        self.announce_unenforced();
     }
 
     /// Releases that nothing names any more, and sockets that no release listens on.

@@ -60,9 +60,10 @@ impl Runtime {
         match *message {
             ToSupervisor::Exited(ref exited) => {
                 let generation = Generation(exited.generation);
-                let exit = exit_of(exited);
+                let mut exit = exit_of(exited);
                 if let Some(instance) = self.instances.get_mut(&generation) {
                     instance.ended = true;
+                    exit = instance.explain(exit);
                 }
                 if self.policy.release_of(generation).is_some() {
                     self.finish_exec(generation);
@@ -260,7 +261,7 @@ impl Runtime {
     pub(super) fn sample_memory(&mut self) {
         for generation in self.policy.memory_watched() {
             if let Some(instance) = self.instances.get(&generation) {
-                let bytes = instance.usage().memory_bytes;
+                let bytes = instance.sample().memory_bytes;
                 self.events.push_back(Event::Fact(Fact::Memory { generation, bytes }));
             }
         }

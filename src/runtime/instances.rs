@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::keeper::protocol::Child;
 use crate::policy::{Generation, ReleaseId, SlotId};
-use crate::sys::cgroup::Group;
+use crate::sys::cgroup::{self, Group, Untaken};
 use crate::sys::procfs::{self, Usage};
 use crate::sys::{Result, process};
 
@@ -33,6 +33,8 @@ pub(super) struct Instance {
     pub(super) sampled: Option<(Duration, u64)>,
     /// When it was spawned, for its average use.
     pub(super) spawned_at_ms: u64,
+    /// Limits that did not take.
+    pub(super) untaken: Vec<Untaken>,
 }
 
 impl Instance {
@@ -67,9 +69,14 @@ impl Instance {
         pid == self.pid || self.pids().contains(&pid)
     }
 
-    /// What it uses with all it started.
-    pub(super) fn usage(&self) -> Usage {
+    /// What it uses with all it started, added up over its processes.
+    pub(super) fn sample(&self) -> Usage {
         procfs::sample(&self.pids())
+    }
+
+    /// What it uses as the kernel counts it for its group, where it does.
+    pub(super) fn counted(&self) -> Option<cgroup::Usage> {
+        self.group.as_ref().map(Group::usage).filter(|usage| usage.memory_bytes.is_some())
     }
 
     /// Sends its main process a signal. One that is gone does not mind.
@@ -148,6 +155,7 @@ pub(super) fn adopt(
         ended,
         sampled: None,
         spawned_at_ms: started_at_ms(child.pid),
+        untaken: Vec::new(),
     };
     (generation, instance)
 }

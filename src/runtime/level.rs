@@ -35,6 +35,23 @@ impl Level {
         }
     }
 
+    /// Its word.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Full(_) => "full",
+            Self::Tracking(_) => "tracking",
+            Self::Bare { .. } => "bare",
+        }
+    }
+
+    /// Whether the kernel counts and limits memory.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Full(_) => true,
+            Self::Tracking(_) | Self::Bare { .. } => false,
+        }
+    }
+
     /// The home of the groups.
     pub(super) fn home(&self) -> Option<&Home> {
         match self {

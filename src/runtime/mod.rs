@@ -17,6 +17,7 @@ mod handover;
 mod instances;
 mod keeper_link;
 mod level;
+mod limits;
 mod log;
 mod output;
 mod record;

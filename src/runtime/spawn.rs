@@ -9,12 +9,13 @@ use rustix::pipe::PipeFlags;
 
 use crate::keeper::protocol::{Child, ToKeeper, Will};
 use crate::policy::{Generation, ReleaseId, SlotId, SpawnFailure};
-use crate::sys::cgroup::Group;
+use crate::sys::cgroup::{Group, Untaken};
 use crate::sys::spawn::Plan;
 use crate::sys::{Error, clock, journal, process, unix};
 
 use super::Runtime;
 use super::instances::{Instance, fd_name, group_name};
+use super::limits;
 use super::release::Release;
 use super::streams::Pair;
 
@@ -35,6 +36,7 @@ pub(super) fn notify_fits(directory: &Path) -> bool {
 /// The fds made for one instance before it is spawned.
 struct Prepared {
     group: Option<Group>,
+    untaken: Vec<Untaken>,
     notify: Option<(OwnedFd, PathBuf)>,
     /// Read and write end of each output stream, in the foreground.
     out: Option<(OwnedFd, OwnedFd)>,
@@ -70,6 +72,9 @@ impl Runtime {
         let instance = self.clone_child(slot, generation, &of, prepared, envp)?;
         let pid = instance.pid;
         self.watch_instance(generation, &instance);
+        for untaken in &instance.untaken {
+            self.warn(&format!("not enforced for generation {generation}: {untaken}"));
+        }
         self.instances.insert(generation, instance);
         Ok(pid)
     }
@@ -84,6 +89,10 @@ impl Runtime {
             Some(home) => Some(home.make_group(&group_name(slot, generation))?),
             None => None,
         };
+        // Before anything is in it. One that does not hold is said, and no reason not to start.
+        let limits = limits::asked(&release.spec);
+        let untaken = group.as_ref().map(|group| self.level.limit(group, &limits));
+        let untaken = untaken.unwrap_or_default();
         let path = self.directory.join(fd_name("notify", generation));
         let notify = unix::notify_socket(&path, 0o600)?;
         if let Some(identity) = &release.identity {
@@ -94,7 +103,7 @@ impl Runtime {
         let out = foreground.then(pipe).transpose()?;
         let err = foreground.then(pipe).transpose()?;
         let streams = self.open_streams(slot);
-        Ok(Prepared { group, notify: Some((notify, path)), out, err, streams })
+        Ok(Prepared { group, untaken, notify: Some((notify, path)), out, err, streams })
     }
 
     fn clone_child(
@@ -143,6 +152,7 @@ impl Runtime {
             ended: false,
             sampled: None,
             spawned_at_ms: clock::now(),
+            untaken: prepared.untaken,
         };
         let registered = self.register(generation, &instance, release, &spawned.go);
         registered.map_err(|error| failure(&error))?;

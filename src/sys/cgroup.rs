@@ -14,16 +14,23 @@ use rustix::fs::{Mode, OFlags};
 use super::{Error, Result, process};
 
 mod delegated;
+mod limits;
 mod place;
+mod usage;
 
 pub use delegated::{CONTROLLERS, enter_delegated};
-pub use place::own_group;
+pub use limits::{LimitKind, Limits, Untaken};
+pub use place::{machine_controllers, own_group};
+pub use usage::{OomCounts, Usage};
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
 /// Names of instances' groups begin so.
 const INSTANCE_PREFIX: &str = "i-";
+
+/// Most bytes of a file that is read whole: `cpu.stat` has about 300.
+const FILE_BYTES_MAX: usize = 2048;
 
 /// Deepest tree of sub-groups that is looked at; the kernel allows more, no app needs it.
 const DEPTH_MAX: usize = 64;
@@ -178,6 +185,11 @@ impl Group {
         if !place::is_cgroup2(&path)? {
             return Err(Error::at("use as a group", &path, Errno::EINVAL));
         }
+        Self::open_any(path)
+    }
+
+    fn open_any(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|errno| Error::at("open the group", &path, errno))?;
@@ -298,6 +310,16 @@ impl Group {
     fn open_file(&self, name: &'static str, flags: OFlags) -> Result<OwnedFd> {
         rustix::fs::openat(&self.dir, name, flags | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| Error::at("open", self.path.join(name), errno))
+    }
+
+    /// A file that the kernel writes in one piece of some hundred bytes, without its line break.
+    fn read_file(&self, name: &'static str) -> Result<String> {
+        let file = self.open_file(name, OFlags::RDONLY)?;
+        let mut bytes = [0; FILE_BYTES_MAX];
+        let length = rustix::io::read(&file, &mut bytes)
+            .map_err(|errno| Error::at("read", self.path.join(name), errno))?;
+        let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
+        Ok(text.trim_end().to_owned())
     }
 
     fn write_file(&self, name: &'static str, value: &str) -> Result<()> {

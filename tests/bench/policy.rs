@@ -68,7 +68,7 @@ impl World {
                 self.exit(generation, Exit::Code(0));
             }
             Action::Kill { generation } => {
-                self.exit(generation, Exit::Signal { signal: 9, core: false });
+                self.exit(generation, Exit::Signal { signal: 9, core: false, oom: None });
             }
             Action::Clear { generation } => {
                 self.tell(Event::Fact(Fact::Cleared { generation }));
@@ -86,7 +86,7 @@ impl World {
     fn crash(&mut self) {
         self.now_ms = self.now_ms.saturating_add(60_000);
         let oldest = self.alive.first().copied().expect("an instance runs");
-        self.exit(oldest, Exit::Signal { signal: 9, core: false });
+        self.exit(oldest, Exit::Signal { signal: 9, core: false, oom: None });
         self.answer_all();
     }
 

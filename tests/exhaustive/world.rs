@@ -310,7 +310,7 @@ impl World {
         };
         let Some(&(generation, process)) = one else { return Ok(false) };
         let exit = match letter {
-            _ if process.killed => Exit::Signal { signal: 9, core: false },
+            _ if process.killed => Exit::Signal { signal: 9, core: false, oom: None },
             Letter::ExitWanted => Exit::Code(0),
             _ => CRASH,
         };

@@ -170,10 +170,10 @@ fn a_check_for_programs_has_all_files_and_problems() {
 #[test]
 fn a_key_without_effect_is_a_note_and_no_failure() {
     let setup = Setup::new("notes");
-    setup.write("web.toml", "command = [\"true\"]\nmemory_max = \"1G\"\n");
+    setup.write("web.toml", "command = [\"true\"]\ncron_restart = \"0 4 * * *\"\n");
     let done = setup.pmr(&["check", "web.toml"]);
     assert_eq!((done.code, done.out.as_str()), (0, "web.toml: ok\n"), "{}", done.err);
-    assert_has(&done.err, &["note: `memory_max`", "web.toml:2:"]);
+    assert_has(&done.err, &["note: `cron_restart`", "web.toml:2:"]);
 }
 
 #[test]

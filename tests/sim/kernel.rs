@@ -65,7 +65,7 @@ pub(crate) struct Kernel {
 /// What cannot be killed is in uninterruptible sleep until the faults end.
 const STUCK: Option<u64> = None;
 
-const KILLED: Exit = Exit::Signal { signal: 9, core: false };
+const KILLED: Exit = Exit::Signal { signal: 9, core: false, oom: None };
 
 impl Kernel {
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
@@ -98,8 +98,11 @@ impl Kernel {
 
     fn behaviour(&mut self, release: ReleaseId) -> Behaviour {
         let Self { random, faults, .. } = self;
-        let exit =
-            random.pick(&[Exit::Code(0), Exit::Code(1), Exit::Signal { signal: 11, core: true }]);
+        let exit = random.pick(&[
+            Exit::Code(0),
+            Exit::Code(1),
+            Exit::Signal { signal: 11, core: true, oom: None },
+        ]);
         let hangs = random.chance(faults.hang);
         let mut behaviour = Behaviour {
             ready_after: (!hangs).then(|| random.pick(&[0, 0, 0, 300, 1500])),

@@ -21,6 +21,16 @@ pub fn own_group() -> Result<PathBuf> {
         .ok_or_else(|| Error::new("find a cgroup v2 group of our own", Errno::ENOENT))
 }
 
+/// The controllers that this machine has in cgroup v2, as far as it can be seen from here: those
+/// that are bound to cgroup v1 are not among them.
+pub fn machine_controllers() -> Vec<String> {
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let listed = parse_points(&mounts)
+        .into_iter()
+        .find_map(|point| std::fs::read_to_string(point.join("cgroup.controllers")).ok());
+    listed.unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect()
+}
+
 /// Whether `path` is a directory of a cgroup v2 file system.
 pub(super) fn is_cgroup2(path: &Path) -> Result<bool> {
     let facts = rustix::fs::statfs(path).map_err(|errno| Error::at("look at", path, errno))?;
@@ -55,16 +65,25 @@ fn parse_directories(mounts: &[u8], own: &[u8]) -> Vec<PathBuf> {
     lines.filter_map(|line| parse_directory(line, own)).collect()
 }
 
+/// Where cgroup v2 is mounted.
+fn parse_points(mounts: &[u8]) -> Vec<PathBuf> {
+    let lines = mounts.split(|byte| *byte == b'\n').rev();
+    lines.filter_map(parse_mount).map(|(_, point)| point).collect()
+}
+
 /// `31 23 0:28 ROOT POINT rw,relatime shared:5 - cgroup2 cgroup2 rw`: `proc_pid_mountinfo(5)`. The
 /// number of fields before the `-` varies.
-fn parse_directory(line: &[u8], own: &[u8]) -> Option<PathBuf> {
+fn parse_mount(line: &[u8]) -> Option<(PathBuf, PathBuf)> {
     let fields: Vec<_> = line.split(|byte| *byte == b' ').collect();
     let dash = fields.iter().skip(6).position(|field| *field == b"-")?;
     if *fields.get(dash.saturating_add(7))? != b"cgroup2" {
         return None;
     }
-    let root = PathBuf::from(unescape(fields.get(3)?));
-    let point = PathBuf::from(unescape(fields.get(4)?));
+    Some((PathBuf::from(unescape(fields.get(3)?)), PathBuf::from(unescape(fields.get(4)?))))
+}
+
+fn parse_directory(line: &[u8], own: &[u8]) -> Option<PathBuf> {
+    let (root, point) = parse_mount(line)?;
     let below = Path::new(OsStr::from_bytes(own)).strip_prefix(root).ok()?;
     // `/../x` is how a group outside of our cgroup namespace is shown: there is no way to it.
     if below.components().any(|part| part == std::path::Component::ParentDir) {
@@ -131,6 +150,21 @@ mod tests {
         );
         assert_eq!(directories(mounts, "0::/docker/abcd\n"), ["/mnt/all groups/docker/abcd"]);
         assert_eq!(directories(mounts, "0::/../elsewhere\n"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn mounts_of_cgroup2_are_found() {
+        let mounts = b"\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:1 - cgroup2 cgroup2 rw\n";
+        assert_eq!(parse_points(mounts), [Path::new("/sys/fs/cgroup/unified")]);
+        assert_eq!(parse_points(b""), Vec::<PathBuf>::new());
+        let here = machine_controllers();
+        let root = own_group().ok().filter(|group| !group.join("cgroup.type").exists());
+        if let Some(root) = root {
+            let listed = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap();
+            assert_eq!(here.join(" "), listed.trim());
+        }
     }
 
     #[test]
