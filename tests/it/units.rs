@@ -141,3 +141,23 @@ fn what_the_units_run_is_there() {
         assert_eq!(text.lines().find(inline), None, "systemd knows no comment behind a value");
     }
 }
+
+#[test]
+fn the_binary_asks_for_no_newer_c_library() {
+    // That of Red Hat Enterprise Linux 9; this machine's may be newer.
+    const NEWEST: (u32, u32) = (2, 34);
+    let bytes = fs::read(env!("CARGO_BIN_EXE_pmr")).unwrap();
+    let mark = b"GLIBC_2.";
+    let versions: Vec<(u32, u32)> = bytes
+        .windows(mark.len() + 2)
+        .filter(|window| window.starts_with(mark))
+        .filter_map(|window| {
+            let digits = window[mark.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+            let minor: Vec<u8> = digits.copied().collect();
+            Some((2, String::from_utf8(minor).ok()?.parse().ok()?))
+        })
+        .collect();
+    assert!(versions.contains(&(2, 17)), "versions are found: {versions:?}");
+    let newest = versions.iter().max().copied();
+    assert!(newest <= Some(NEWEST), "it needs glibc {newest:?}, and may not beyond {NEWEST:?}");
+}
