@@ -20,7 +20,7 @@ const READY_BY_FILE: &str = "import os, signal, socket, time
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 while not os.path.exists('go'): time.sleep(0.02)
 manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-systemd.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])
+manager.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])
 while True: signal.pause()";
 
 /// A service manager's end of what is told it.
