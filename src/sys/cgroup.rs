@@ -15,11 +15,13 @@ use super::{Error, Result, process};
 
 mod delegated;
 mod limits;
+mod memory;
 mod place;
 mod usage;
 
 pub use delegated::{CONTROLLERS, enter_delegated};
 pub use limits::{LimitKind, Limits, Untaken};
+pub use memory::{MemoryEvents, MemoryStat};
 pub use place::{machine_controllers, own_group};
 pub use usage::{OomCounts, Usage};
 
@@ -29,8 +31,8 @@ const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// Names of instances' groups begin so.
 const INSTANCE_PREFIX: &str = "i-";
 
-/// Most bytes of a file that is read whole: `cpu.stat` has about 300.
-const FILE_BYTES_MAX: usize = 2048;
+/// Most bytes of a file that is read whole: `memory.stat` has about 60 lines of 30.
+const FILE_BYTES_MAX: usize = 8192;
 
 /// Deepest tree of sub-groups that is looked at; the kernel allows more, no app needs it.
 const DEPTH_MAX: usize = 64;
@@ -312,7 +314,7 @@ impl Group {
             .map_err(|errno| Error::at("open", self.path.join(name), errno))
     }
 
-    /// A file that the kernel writes in one piece of some hundred bytes, without its line break.
+    /// A file that the kernel writes in one piece, without its line break.
     fn read_file(&self, name: &'static str) -> Result<String> {
         let file = self.open_file(name, OFlags::RDONLY)?;
         let mut bytes = [0; FILE_BYTES_MAX];
