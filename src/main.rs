@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         ["keeper", "--resume", fd] => keeper::resume(fd.parse().unwrap_or(-1)),
         ["keeper", name] => serve(name),
         ["preflight", keeper] => runtime::preflight(keeper.parse().unwrap_or_default()),
+        ["reclaim", bytes] => runtime::reclaim(bytes),
         ["demo-backend"] => demo::serve(),
         ["demo-daemon"] => demo::daemon(),
         _ => command(args),

@@ -75,6 +75,21 @@ const ROLLS: [Letter; 11] = [
     Letter::Adopt,
 ];
 
+/// What can happen to an instance whose memory the kernel watches.
+const WIRES: [Letter; 11] = [
+    Letter::Answer,
+    Letter::Ready,
+    Letter::ExitOldest,
+    Letter::Leak,
+    Letter::Cache,
+    Letter::Free,
+    Letter::ToDeadline,
+    Letter::Stop,
+    Letter::Start,
+    Letter::Reload,
+    Letter::Adopt,
+];
+
 const SHARED: Setup = Setup { slots: 1, beside: true, prompt: false };
 
 #[test]
@@ -100,6 +115,16 @@ fn one_slot_that_is_replaced() {
 #[test]
 fn one_slot_that_is_replaced_in_its_place() {
     assert!(walk(Setup { prompt: true, beside: false, ..SHARED }, &ROLLS, 7) > 10_000);
+}
+
+#[test]
+fn one_slot_that_is_watched() {
+    assert!(walk(SHARED, &WIRES, 7) > 1000);
+}
+
+#[test]
+fn two_slots_that_are_watched() {
+    assert!(walk(Setup { slots: 2, prompt: true, ..SHARED }, &WIRES, 5) > 1000);
 }
 
 #[test]

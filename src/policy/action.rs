@@ -1,6 +1,7 @@
 //! What the core wants done. The executor has nothing left to decide.
 
 use super::id::{Generation, ReleaseId, SlotId, Ticket};
+use super::memory::WireOrder;
 use super::reason::{Outcome, Reason};
 use super::status::UnitState;
 
@@ -41,6 +42,13 @@ pub enum Action {
     /// What the service manager is to know the unit to be. Said when it changes, and once by each
     /// supervisor, since the one before may have died in between.
     Announce(UnitState),
+    /// Do something to its trip-wire. Answer: `Wire`, as the order says.
+    Wire {
+        /// Which.
+        generation: Generation,
+        /// What.
+        order: WireOrder,
+    },
     /// An entry for the journal.
     Note(Note),
     /// The answer to a wish.

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::id::{Generation, ReleaseId, SlotId, Ticket};
+use super::memory::WireNews;
 use super::rules::Rules;
 
 /// One thing that happened.
@@ -70,12 +71,19 @@ pub enum Fact {
         /// Which.
         generation: Generation,
     },
-    /// Its memory, with all it started.
+    /// Its memory, with all it started, sampled where the kernel does not watch it.
     Memory {
         /// Which.
         generation: Generation,
-        /// Unreclaimable bytes, or the nearest figure the machine can give.
+        /// The nearest figure to unreclaimable bytes that the machine can give.
         bytes: u64,
+    },
+    /// Its trip-wire was touched, or the answer to an order about it.
+    Wire {
+        /// Which.
+        generation: Generation,
+        /// What became of it.
+        news: WireNews,
     },
 }
 
@@ -91,7 +99,8 @@ impl Fact {
             | Self::Exited { generation, .. }
             | Self::Cleared { generation }
             | Self::Lost { generation }
-            | Self::Memory { generation, .. } => *generation,
+            | Self::Memory { generation, .. }
+            | Self::Wire { generation, .. } => *generation,
         }
     }
 }

@@ -8,10 +8,9 @@ use super::action::{Action, Note};
 use super::event::Fact;
 use super::id::{Generation, ReleaseId, SlotId};
 use super::instance::Turn;
-use super::memory::MemoryDecision;
 use super::reason::{EndCause, Reason, RollKind};
 use super::restart::RecentRestarts;
-use super::roll::{Move, Roll, Stage, Step, fall_back};
+use super::roll::{Around, Move, Roll, Stage, Step, fall_back};
 use super::rules::{Rules, rules_of};
 use super::slot::{Current, Goal, Role, Slot};
 use super::status::UnitState;
@@ -83,6 +82,15 @@ impl Fleet {
     pub(super) fn slot_ids(&self) -> impl Iterator<Item = SlotId> + use<> {
         let count = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         (0..count).map(SlotId)
+    }
+
+    /// What a replacement in slot `id` depends on beside that slot.
+    pub(super) fn around(&self, id: SlotId) -> Around {
+        let others = self.slots.iter().filter(|slot| slot.id != id);
+        Around {
+            another_online: others.into_iter().any(Slot::is_online),
+            launch_ms: self.slots.iter().map(|slot| slot.launch_ms).max().unwrap_or_default(),
+        }
     }
 
     /// How many slots there are that nobody wants gone.
@@ -161,7 +169,7 @@ impl Scene<'_> {
         let place = self.fleet.slots.iter().find(|slot| slot.find(generation).is_some());
         let Some(id) = place.map(|slot| slot.id) else { return };
         if let Fact::Memory { bytes, .. } = fact {
-            return self.handle_memory(id, generation, bytes);
+            return self.handle_sample(id, generation, bytes);
         }
         if let Fact::Lost { .. } = fact
             && let Some(roll) = &mut self.fleet.roll
@@ -195,41 +203,13 @@ impl Scene<'_> {
             Fact::Exited { exit, .. } => slot.handle_exit(generation, exit, turn),
             Fact::Cleared { .. } => slot.handle_cleared(generation, turn),
             Fact::Lost { .. } => slot.handle_lost(generation, turn),
+            Fact::Wire { news, .. } => {
+                if let Some(instance) = slot.find_mut(generation) {
+                    instance.handle_wire(news, turn);
+                }
+            }
             Fact::Memory { .. } => {}
         });
-    }
-
-    /// An instance over its limit is replaced, one at a time.
-    fn handle_memory(&mut self, id: SlotId, generation: Generation, bytes: u64) {
-        if self.fleet.roll.is_some() || self.fleet.shutting_down {
-            return;
-        }
-        let (now, rules) = (self.now, self.rules);
-        let Some(slot) = self.fleet.slots.get_mut(usize::from(id.0)) else { return };
-        let Some(instance) = slot.running().filter(|it| it.generation == generation) else {
-            return;
-        };
-        let own = rules_of(rules, instance.release);
-        let Some(limit) = own.memory_limit.filter(|&limit| bytes > limit) else { return };
-        let Some(since) = instance.online_since() else { return };
-        let (release, stable) = (instance.release, instance.stable_at(since, own) <= now);
-        let reason = match slot.memory.decide(stable) {
-            MemoryDecision::Leave => return,
-            MemoryDecision::GiveUp => Reason::MemoryLimitTooLow { limit },
-            MemoryDecision::Replace => {
-                slot.restarts = slot.restarts.saturating_add(1);
-                self.fleet.roll = Some(Roll {
-                    kind: RollKind::Memory,
-                    release,
-                    since: self.fleet.last_generation,
-                    remaining: [id].into(),
-                    step: None,
-                });
-                Reason::MemoryAbove { bytes, limit }
-            }
-        };
-        let note = Note { slot: Some(id), generation: Some(generation), reason };
-        self.out.push(Action::Note(note));
     }
 
     /// Starts an instance as the current one of a slot.
@@ -302,7 +282,7 @@ impl Scene<'_> {
         let (id, release) = (step.slot, roll.release);
         let Some(slot) = self.fleet.slot(id) else { return Progress::Next };
         let rules = rules_of(self.rules, release);
-        match roll.next_move(step, slot, rules, self.now) {
+        match roll.next_move(step, slot, rules, self.fleet.around(id), self.now) {
             Move::Wait(_) => Progress::Wait,
             Move::Skip => {
                 self.with_slot(id, |slot, _| slot.release = release);
@@ -319,7 +299,7 @@ impl Scene<'_> {
                 self.with_slot(id, |slot, _| {
                     slot.goal = Goal::Run;
                     slot.release = release;
-                    slot.history.reset();
+                    slot.begin_afresh();
                 });
                 self.start(id);
                 Progress::Stage(Stage::Prove(self.fleet.last_generation))
@@ -329,13 +309,22 @@ impl Scene<'_> {
                     slot.end_current(EndCause::Replaced, turn);
                     slot.release = release;
                     match roll.kind {
-                        RollKind::Reload | RollKind::Restart => slot.history.reset(),
+                        RollKind::Reload | RollKind::Restart => slot.begin_afresh(),
                         RollKind::Memory => {}
                     }
                 });
                 Progress::Stage(Stage::Vacate(old))
             }
             Move::Watch(generation) => Progress::Stage(Stage::Prove(generation)),
+            Move::EndFirst(left) => {
+                self.with_slot(id, |slot, turn| {
+                    if let Some(instance) = slot.running() {
+                        turn.note(instance.generation, Reason::MemoryHurry { left });
+                    }
+                    slot.end_current(EndCause::Replaced, turn);
+                });
+                Progress::Stage(step.stage)
+            }
             Move::Flip => {
                 self.with_slot(id, Slot::take_over);
                 Progress::Stage(Stage::Leave)
@@ -352,7 +341,8 @@ impl Scene<'_> {
             RollKind::Restart if self.covers_all(roll.release) => {
                 self.fleet.release = roll.release;
             }
-            RollKind::Restart | RollKind::Memory => {}
+            RollKind::Memory => self.fleet.slots.iter_mut().for_each(|slot| slot.memory.succeed()),
+            RollKind::Restart => {}
         }
         self.note(Reason::RollDone { kind: roll.kind });
         *self.roll_end = Some(RollEnd::Done);
@@ -366,6 +356,9 @@ impl Scene<'_> {
         self.note(Reason::RollFailed { kind: roll.kind, slot: step.slot });
         *self.roll_end = Some(RollEnd::Failed(step.slot));
         self.drop_newcomer(step.slot);
+        if roll.kind == RollKind::Memory {
+            self.with_slot(step.slot, |slot, turn| slot.memory.fail(turn.now));
+        }
         if roll.kind == RollKind::Reload {
             let again = self.with_slot(step.slot, |slot, turn| fall_back(slot, step.from, turn));
             if again == Some(true) {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::action::{Action, Note};
 use super::event::Exit;
 use super::id::{Generation, ReleaseId, SlotId};
+use super::memory::Wire;
 use super::reason::{EndCause, Failure, Reason, Verdict};
 use super::rules::{Rules, rules_of};
 use super::time::Moment;
@@ -24,6 +25,8 @@ pub(super) struct Instance {
     pub(super) spawned_at: Moment,
     pub(super) pid: Option<u32>,
     pub(super) phase: Phase,
+    #[serde(default)]
+    pub(super) wire: Wire,
 }
 
 /// What an instance is doing; each phase carries its own data and deadline.
@@ -92,7 +95,8 @@ impl<'a> Turn<'a> {
 impl Instance {
     /// A new one; the caller says `Spawn`.
     pub(super) fn new(generation: Generation, release: ReleaseId, now: Moment) -> Self {
-        Self { generation, release, spawned_at: now, pid: None, phase: Phase::Spawning }
+        let (phase, wire) = (Phase::Spawning, Wire::default());
+        Self { generation, release, spawned_at: now, pid: None, phase, wire }
     }
 
     /// The only writer of the phase.
@@ -193,6 +197,7 @@ impl Instance {
     /// Says again what was said before a supervisor died and may not have been carried out. Nobody
     /// was there to see it done in time, so a patience that ended meanwhile begins anew.
     pub(super) fn resume(&mut self, turn: &mut Turn<'_>) {
+        self.resume_wire(turn);
         let generation = self.generation;
         let renew = |until: &mut Moment, patience: Duration| {
             if *until <= turn.now {

@@ -58,7 +58,7 @@ pub use action::{Action, Note};
 pub use event::{Event, Exit, Fact, Oom, SpawnFailure, Wish};
 pub use fleet::{Fleet, STATUS_ERRORED};
 pub use id::{Generation, ReleaseId, SlotId, Ticket};
-pub use memory::MemoryHistory;
+pub use memory::{MemoryHistory, Split, WireNews, WireOrder};
 pub use reason::{EndCause, Failure, Outcome, Reason, Refusal, RollKind, Verdict};
 pub use restart::{RecentRestarts, RestartHistory, RestartsLately};
 pub use rules::Rules;
@@ -156,6 +156,12 @@ impl Policy {
         // A roll may have vacated or filled a place that is due at this very moment.
         scene.handle_time();
         scene.advance_roll();
+        // An instance that leaks has its turn as soon as nothing else is rolled.
+        while scene.begin_memory_roll() {
+            scene.advance_roll();
+            scene.handle_time();
+            scene.advance_roll();
+        }
         scene.conclude();
         self.answer(roll_end, out);
         self.forget_releases();
@@ -187,7 +193,8 @@ impl Policy {
             return None;
         }
         let slots = self.fleet.slots.iter().filter_map(|slot| slot.deadline(&self.rules));
-        slots.chain(self.roll_deadline()).min()
+        let memory = Scene::memory_deadline(&self.fleet);
+        slots.chain(self.roll_deadline()).chain(memory).min()
     }
 
     fn roll_deadline(&self) -> Option<Moment> {
@@ -195,13 +202,15 @@ impl Policy {
         let step = roll.step.as_ref()?;
         let slot = self.fleet.slot(step.slot)?;
         let rules = rules_of(&self.rules, roll.release);
-        match roll.next_move(step, slot, rules, self.now) {
+        let around = self.fleet.around(step.slot);
+        match roll.next_move(step, slot, rules, around, self.now) {
             roll::Move::Wait(at) => at,
             roll::Move::Skip
             | roll::Move::StartBeside
             | roll::Move::Start
             | roll::Move::End(_)
             | roll::Move::Watch(_)
+            | roll::Move::EndFirst(_)
             | roll::Move::Flip
             | roll::Move::AwaitLeaver
             | roll::Move::Next

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Exit, Oom};
 use super::id::{Generation, ReleaseId, SlotId};
+use super::memory::Split;
 use super::time::Spoken;
+use crate::spec::Bytes;
 
 /// What happened, and why.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,6 +88,29 @@ pub enum Reason {
     MemoryAbove {
         /// What it uses, in bytes.
         bytes: u64,
+        /// `max_memory_restart`, in bytes.
+        limit: u64,
+        /// What that is made of, where the kernel tells.
+        split: Option<Split>,
+    },
+    /// Its memory is over the limit, and it is not its turn.
+    MemoryWaits {
+        /// What it holds.
+        split: Split,
+        /// `max_memory_restart`, in bytes.
+        limit: u64,
+        /// What is being rolled; `None` where it is not online yet.
+        behind: Option<RollKind>,
+    },
+    /// It grows too fast to wait for its replacement: it is stopped first.
+    MemoryHurry {
+        /// Until it reaches `memory_max`.
+        left: Duration,
+    },
+    /// Its page cache is over the limit.
+    MemoryCache {
+        /// What it holds.
+        split: Split,
         /// `max_memory_restart`, in bytes.
         limit: u64,
     },
@@ -234,18 +259,56 @@ impl fmt::Display for Reason {
                 write!(f, "{kind} ended early: the new instance of slot {slot} failed")
             }
             Self::RollCancelled { kind } => write!(f, "{kind} cancelled"),
-            Self::MemoryAbove { bytes, limit } => {
-                let (bytes, limit) = (crate::spec::Bytes(*bytes), crate::spec::Bytes(*limit));
-                write!(f, "uses {bytes} of memory, over max_memory_restart {limit}: replacing it")
+            Self::MemoryAbove { bytes, limit, split } => {
+                fmt_above(f, *bytes, *limit, split.as_ref())
+            }
+            Self::MemoryWaits { split, limit, behind } => fmt_waits(f, split, *limit, *behind),
+            Self::MemoryHurry { left } => write!(
+                f,
+                "grows to memory_max in {}, before its replacement can boot: stopping it first",
+                Spoken(*left)
+            ),
+            Self::MemoryCache { split, limit } => {
+                write!(f, "uses {split}; its page cache is {}: reclaiming that", over(*limit))
             }
             Self::MemoryLimitTooLow { limit } => write!(
                 f,
                 "max_memory_restart {} is below its working set: not replacing it any more",
-                crate::spec::Bytes(*limit)
+                Bytes(*limit)
             ),
             Self::ShuttingDown => write!(f, "stopping everything"),
             Self::Over { code } => write!(f, "all is over, exit status {code}"),
         }
+    }
+}
+
+/// How far over the limit, in words.
+fn over(limit: u64) -> String {
+    format!("over max_memory_restart {}", Bytes(limit))
+}
+
+fn fmt_above(
+    f: &mut fmt::Formatter<'_>,
+    bytes: u64,
+    limit: u64,
+    split: Option<&Split>,
+) -> fmt::Result {
+    match split {
+        Some(split) => write!(f, "uses {split}, {}: replacing it", over(limit)),
+        None => write!(f, "uses {} of memory, {}: replacing it", Bytes(bytes), over(limit)),
+    }
+}
+
+fn fmt_waits(
+    f: &mut fmt::Formatter<'_>,
+    split: &Split,
+    limit: u64,
+    behind: Option<RollKind>,
+) -> fmt::Result {
+    write!(f, "uses {split}, {}: to be replaced ", over(limit))?;
+    match behind {
+        Some(kind) => write!(f, "after the {kind}"),
+        None => write!(f, "once it is online"),
     }
 }
 

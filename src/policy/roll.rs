@@ -6,13 +6,17 @@
 //! ```
 //! `Prove` asks that the new instance is online and stays so for `stable_for`. Where it fails the
 //! roll ends: beside, the old instance never left; else a reload starts the old release again.
+//! An old instance that leaks faster than that is stopped first, or takes leave as soon as the new
+//! one is online.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::id::{Generation, ReleaseId, SlotId};
 use super::instance::{Aftermath, Instance, Phase, Turn};
+use super::memory::{Patience, patience};
 use super::reason::{EndCause, RollKind};
 use super::rules::Rules;
 use super::slot::{Current, Goal, Role, Slot};
@@ -67,6 +71,8 @@ pub(super) enum Move {
     End(Generation),
     /// The successor is this one.
     Watch(Generation),
+    /// End the old instance, which is full after so long, while the new one still boots.
+    EndFirst(Duration),
     /// The new instance has proved itself beside the old one: it takes over.
     Flip,
     /// The old one may still drain.
@@ -75,6 +81,14 @@ pub(super) enum Move {
     Next,
     /// The new instance failed.
     Fail,
+}
+
+/// What a replacement depends on beside its own slot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Around {
+    pub(super) another_online: bool,
+    /// The longest of the slots' last boots.
+    pub(super) launch_ms: u64,
 }
 
 impl Roll {
@@ -88,11 +102,21 @@ impl Roll {
     }
 
     /// Which move the slot's state asks for.
-    pub(super) fn next_move(&self, step: &Step, slot: &Slot, rules: &Rules, now: Moment) -> Move {
+    pub(super) fn next_move(
+        &self,
+        step: &Step,
+        slot: &Slot,
+        rules: &Rules,
+        around: Around,
+        now: Moment,
+    ) -> Move {
         match step.stage {
             Stage::Begin => self.begin(slot, rules),
             Stage::Vacate(old) => vacate(slot, old),
-            Stage::Prove(generation) => prove(slot, generation, rules, now),
+            Stage::Prove(generation) => match self.kind {
+                RollKind::Memory => prove_in_need(slot, generation, rules, around, now),
+                RollKind::Reload | RollKind::Restart => prove(slot, generation, rules, now),
+            },
             Stage::Leave if slot.other.is_none() => Move::Next,
             Stage::Leave => Move::Wait(None),
         }
@@ -177,6 +201,39 @@ fn prove(slot: &Slot, generation: Generation, rules: &Rules, now: Moment) -> Mov
             }
         }
         Phase::Draining { .. } | Phase::Killing { .. } | Phase::Clearing { .. } => Move::Fail,
+    }
+}
+
+/// As [`prove`], beside an old instance whose memory may not let it wait.
+fn prove_in_need(
+    slot: &Slot,
+    generation: Generation,
+    rules: &Rules,
+    around: Around,
+    now: Moment,
+) -> Move {
+    let usual = prove(slot, generation, rules, now);
+    let (Some(old), Some(other)) = (slot.running(), &slot.other) else { return usual };
+    let new = &other.instance;
+    if other.role != Role::Newcomer || new.generation != generation || !new.is_wanted() {
+        return usual;
+    }
+    let is_online = new.online_since().is_some();
+    if !old.is_wanted() {
+        // It was stopped first: whoever is online serves.
+        return if is_online { Move::Flip } else { usual };
+    }
+    let own = patience(old, new, around.launch_ms, rules, now);
+    match (usual, own) {
+        // It has no time for a proof.
+        (Move::Wait(Some(proved_at)), _)
+            if is_online && old.wire.full_at(rules.memory_max).is_some_and(|at| at < proved_at) =>
+        {
+            Move::Flip
+        }
+        (Move::Wait(None), Patience::Over(left)) if around.another_online => Move::EndFirst(left),
+        (Move::Wait(None), Patience::Until(at)) if around.another_online => Move::Wait(at),
+        (usual, _) => usual,
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Rules {
     pub stop_timeout: Duration,
     /// Memory above which an instance is replaced, in bytes.
     pub memory_limit: Option<u64>,
+    /// The kernel's cap on an instance's memory, in bytes.
+    pub memory_max: Option<u64>,
     /// How long a new instance must stay ready before the old one is drained.
     pub stable_for: Duration,
     /// Whether a new instance can run beside the old one: they share their socket.
@@ -30,6 +32,7 @@ impl From<&Spec> for Rules {
             listen_timeout: spec.listen_timeout,
             stop_timeout: spec.stop.timeout,
             memory_limit: spec.memory.restart_above.map(|bytes| bytes.0),
+            memory_max: spec.memory.max.map(|bytes| bytes.0),
             stable_for: spec.rolling.stable_for,
             beside: spec.exec_mode == ExecMode::Cluster && !spec.listen.is_empty(),
         }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::fleet::Fleet;
 use super::id::{Generation, ReleaseId, SlotId};
 use super::instance::{Instance, KILL_PATIENCE, Phase};
+use super::memory::Wire;
 use super::reason::EndCause;
 use super::slot::{Current, Goal, Other, Role, Slot};
 use super::time::Moment;
@@ -81,6 +82,8 @@ fn adopt_survivor(slot: &mut Slot, survivor: Survivor, now: Moment) {
         spawned_at: now,
         pid: Some(survivor.pid),
         phase: Phase::Online { since: now, stable: false },
+        // Whether it stands nobody knows.
+        wire: Wire::unknown(now),
     };
     let older = std::mem::replace(&mut slot.current, Current::Running(instance));
     if let Current::Running(mut older) = older {

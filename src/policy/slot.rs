@@ -33,6 +33,9 @@ pub struct Slot {
     pub(super) last_exit: Option<LastExit>,
     #[serde(default)]
     pub(super) memory: super::memory::MemoryHistory,
+    /// How long its last boot took, in milliseconds.
+    #[serde(default)]
+    pub(super) launch_ms: u64,
 }
 
 /// What is wanted of a slot.
@@ -102,6 +105,7 @@ impl Slot {
             first_start_over: false,
             last_exit: None,
             memory: super::memory::MemoryHistory::default(),
+            launch_ms: 0,
         }
     }
 
@@ -118,7 +122,7 @@ impl Slot {
         self.running().into_iter().chain(self.other.as_ref().map(|other| &other.instance))
     }
 
-    fn instances_mut(&mut self) -> impl Iterator<Item = &mut Instance> {
+    pub(super) fn instances_mut(&mut self) -> impl Iterator<Item = &mut Instance> {
         let current = match &mut self.current {
             Current::Running(instance) => Some(instance),
             Current::Stopped | Current::Finished | Current::Errored | Current::Waiting { .. } => {
@@ -131,6 +135,15 @@ impl Slot {
     /// The current instance.
     pub(super) fn running(&self) -> Option<&Instance> {
         match &self.current {
+            Current::Running(instance) => Some(instance),
+            Current::Stopped | Current::Finished | Current::Errored | Current::Waiting { .. } => {
+                None
+            }
+        }
+    }
+
+    pub(super) fn running_mut(&mut self) -> Option<&mut Instance> {
+        match &mut self.current {
             Current::Running(instance) => Some(instance),
             Current::Stopped | Current::Finished | Current::Errored | Current::Waiting { .. } => {
                 None
@@ -210,6 +223,12 @@ impl Slot {
         }
     }
 
+    /// A person, or another release, makes its past count no more.
+    pub(super) fn begin_afresh(&mut self) {
+        self.history.reset();
+        self.memory = super::memory::MemoryHistory::default();
+    }
+
     /// Starts a new instance as the current one.
     pub(super) fn start(&mut self, generation: Generation, turn: &mut Turn<'_>) {
         let instance = spawn(generation, self.release, turn);
@@ -270,6 +289,9 @@ impl Slot {
         let old = std::mem::replace(&mut self.current, Current::Stopped);
         // The same release may be replaced for its memory over and over, and crash in between.
         if self.release != newcomer.release || newcomer.is_stable() {
+            if self.release != newcomer.release {
+                self.memory = super::memory::MemoryHistory::default();
+            }
             self.release = newcomer.release;
             self.history.reset();
         }
@@ -284,7 +306,12 @@ impl Slot {
     /// The instance of `generation` is ready.
     pub(super) fn handle_ready(&mut self, generation: Generation, turn: &mut Turn<'_>) {
         if let Some(instance) = self.find_mut(generation) {
+            let was_online = instance.online_since().is_some();
             instance.handle_ready(turn);
+            if !was_online && instance.online_since().is_some() {
+                let launched = turn.now.since(instance.spawned_at);
+                self.launch_ms = super::time::whole_ms(launched);
+            }
         }
         self.first_start_over |= self.is_online();
     }
@@ -381,18 +408,21 @@ impl Slot {
         }
         if self.is_current(generation) {
             self.first_start_over |= !matches!(aftermath, Aftermath::Planned);
-            self.promote_newcomer(turn);
+            self.promote_newcomer(aftermath, turn);
         }
     }
 
     /// A current instance that has ended leaves its place to a newcomer that is there already.
-    fn promote_newcomer(&mut self, turn: &mut Turn<'_>) {
+    fn promote_newcomer(&mut self, aftermath: Aftermath, turn: &mut Turn<'_>) {
         let waits = self
             .other
             .as_ref()
             .is_some_and(|other| other.role == Role::Newcomer && other.instance.is_wanted());
         if waits && self.goal == Goal::Run {
-            self.restarts = self.restarts.saturating_add(1);
+            // One that was stopped first for its memory was counted when that was decided.
+            if !matches!(aftermath, Aftermath::Planned) {
+                self.restarts = self.restarts.saturating_add(1);
+            }
             self.take_over(turn);
         }
     }
@@ -442,6 +472,9 @@ impl Slot {
     /// Carries out what is due by now; a start is left to the fleet, which numbers it.
     pub(super) fn handle_time(&mut self, turn: &mut Turn<'_>) {
         let now = turn.now;
+        for instance in self.instances_mut() {
+            instance.handle_wire_time(turn);
+        }
         let due: Vec<Generation> = self
             .instances()
             .filter(|instance| {
@@ -509,6 +542,7 @@ impl Slot {
         };
         self.instances()
             .filter_map(|instance| instance.deadline(rules_of(rules, instance.release)))
+            .chain(self.instances().filter_map(Instance::wire_deadline))
             .chain(waiting)
             .min()
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::*;
 use crate::spec::{Backoff, RestartRules};
 
+mod leaks;
+
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
@@ -26,6 +28,7 @@ fn rules() -> Rules {
         listen_timeout: ms(30_000),
         stop_timeout: ms(5000),
         memory_limit: None,
+        memory_max: None,
         stable_for: ms(2000),
         beside: true,
     }
@@ -44,6 +47,8 @@ enum Life {
     Good,
     /// Ready at once, ends with code 1 after that many milliseconds.
     Dies(u64),
+    /// Ready after that many milliseconds, and never ends by itself.
+    Boots(u64),
     /// Never ready.
     Hangs,
     /// Ready at once, does not mind SIGTERM.
@@ -60,6 +65,9 @@ struct World {
     now: u64,
     lives: VecDeque<Life>,
     running: BTreeMap<Generation, (SlotId, Life, Option<u64>)>,
+    /// What the kernel watches, where it does.
+    heaps: leaks::Heaps,
+    booting: BTreeMap<Generation, u64>,
     trace: String,
 }
 
@@ -71,8 +79,15 @@ impl World {
         let policy =
             Policy::adopt(Fleet::new(slots, release), releases, Moment::default(), &mut out);
         let lives = lives.iter().copied().collect();
-        let mut world =
-            Self { policy, now: 0, lives, running: BTreeMap::new(), trace: String::new() };
+        let mut world = Self {
+            policy,
+            now: 0,
+            lives,
+            running: BTreeMap::new(),
+            heaps: leaks::Heaps::default(),
+            booting: BTreeMap::new(),
+            trace: String::new(),
+        };
         world.event(Event::Tick);
         world
     }
@@ -106,14 +121,20 @@ impl World {
                 let ends = match life {
                     Life::Dies(after) => Some(self.now + after),
                     Life::NoExec => Some(self.now),
-                    Life::Good | Life::Hangs | Life::Stubborn | Life::Again => None,
+                    Life::Good | Life::Boots(_) | Life::Hangs | Life::Stubborn | Life::Again => {
+                        None
+                    }
                 };
+                self.heaps.add(generation, self.now);
                 self.running.insert(generation, (slot, life, ends));
                 match life {
                     Life::NoExec => {
                         fact(Fact::ExecFailed { generation, message: "no such file".to_owned() });
                     }
                     Life::Hangs => {}
+                    Life::Boots(after) => {
+                        self.booting.insert(generation, self.now + after);
+                    }
                     Life::Good | Life::Dies(_) | Life::Stubborn | Life::Again => {
                         fact(Fact::Ready { generation });
                     }
@@ -124,13 +145,19 @@ impl World {
                 if let Some((_, life, ends)) = self.running.get_mut(&generation) {
                     match life {
                         Life::Stubborn => {}
-                        Life::Good | Life::Dies(_) | Life::Hangs | Life::NoExec | Life::Again => {
+                        Life::Good
+                        | Life::Boots(_)
+                        | Life::Dies(_)
+                        | Life::Hangs
+                        | Life::NoExec
+                        | Life::Again => {
                             *ends = Some(self.now + 100);
                         }
                     }
                 }
             }
             Action::Kill { generation } => {
+                self.heaps.remove(generation);
                 if self.running.remove(&generation).is_some() {
                     let exit = Exit::Signal { signal: 9, core: false, oom: None };
                     fact(Fact::Exited { generation, exit });
@@ -143,6 +170,7 @@ impl World {
             }
             Action::Reply { ticket, outcome } => self.line(&format!("#{} {outcome}", ticket.0)),
             Action::Announce(state) => self.line(&format!("unit: {state:?}").to_lowercase()),
+            Action::Wire { generation, order } => self.wire(generation, order, events),
             Action::Send { generation, signal } => {
                 self.line(&format!("send {signal} to {generation}"));
             }
@@ -154,10 +182,27 @@ impl World {
         loop {
             let exit = self.running.iter().filter_map(|(g, it)| it.2.map(|at| (at, *g))).min();
             let deadline = self.policy.next_deadline().map(Moment::as_ms);
+            let boot = self.booting.iter().map(|(g, at)| (*at, *g)).min();
+            let others = [exit.map(|it| it.0), deadline, boot.map(|it| it.0)];
+            let first = others.into_iter().flatten().min().unwrap_or(u64::MAX);
+            if let Some(at) = self.heaps.next(self.now).filter(|&at| at <= until && at <= first) {
+                self.now = at;
+                self.touch_heaps();
+                continue;
+            }
+            if let Some((at, generation)) = boot.filter(|it| it.0 <= until && it.0 <= first) {
+                self.now = self.now.max(at);
+                self.booting.remove(&generation);
+                if self.running.contains_key(&generation) {
+                    self.event(Event::Fact(Fact::Ready { generation }));
+                }
+                continue;
+            }
             match (exit, deadline) {
                 (Some((at, generation)), due) if at <= until && due.is_none_or(|due| at <= due) => {
                     self.now = self.now.max(at);
                     self.running.remove(&generation);
+                    self.heaps.remove(generation);
                     self.event(Event::Fact(Fact::Exited { generation, exit: Exit::Code(1) }));
                 }
                 (_, Some(due)) if due <= until => {

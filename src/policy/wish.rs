@@ -152,7 +152,7 @@ impl Scene<'_> {
                 | Current::Finished
                 | Current::Errored
                 | Current::Waiting { .. } => {
-                    slot.history.reset();
+                    slot.begin_afresh();
                     changed = true;
                     self.start(id);
                 }
@@ -226,6 +226,11 @@ impl Scene<'_> {
                 slot.history.reset();
                 slot.memory = super::MemoryHistory::default();
             }
+            self.with_slot(id, |slot, turn| {
+                if let Some(instance) = slot.running_mut() {
+                    instance.rearm(turn);
+                }
+            });
         }
         Taken::Answer(Outcome::Done)
     }

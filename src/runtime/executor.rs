@@ -37,6 +37,7 @@ impl Runtime {
                 }
             }
             Action::Announce(state) => self.announce(state),
+            Action::Wire { generation, order } => self.perform_wire(generation, order),
             Action::Note(note) => self.note(&note),
             Action::Reply { ticket, outcome } => self.answer(ticket, outcome),
         }

@@ -33,6 +33,8 @@ impl Runtime {
             Some(Source::Output(generation, stream)) => self.hear_output(generation, stream),
             Some(Source::Group(generation)) => self.look_at_remains(generation),
             Some(Source::Check) => self.hear_check(),
+            Some(Source::Wire(generation)) => self.hear_wire(generation),
+            Some(Source::Reclaim(number)) => self.hear_reclaim(number),
             // It is written to at the end of each turn.
             Some(Source::Sink(_)) | None => {}
         }
@@ -253,16 +255,6 @@ impl Runtime {
                         super::never_mind(self.poll.modify(pipe, token, interest));
                     }
                 }
-            }
-        }
-    }
-
-    /// Looks at the memory of the instances that have a limit.
-    pub(super) fn sample_memory(&mut self) {
-        for generation in self.policy.memory_watched() {
-            if let Some(instance) = self.instances.get(&generation) {
-                let bytes = instance.sample().memory_bytes;
-                self.events.push_back(Event::Fact(Fact::Memory { generation, bytes }));
             }
         }
     }

@@ -19,6 +19,7 @@ mod keeper_link;
 mod level;
 mod limits;
 mod log;
+mod memory;
 mod output;
 mod record;
 mod release;
@@ -40,7 +41,7 @@ use crate::policy::{Action, Event, Generation, Moment, Policy, ReleaseId, SlotId
 use crate::sys::journal::{self, Priority};
 use crate::sys::poll::{Interest, Poll};
 use crate::sys::spawn::Spawner;
-use crate::sys::{Error, clock, memory, parent, process};
+use crate::sys::{Error, clock, parent, process};
 
 use adopt::Parts;
 use clear::Remains;
@@ -54,6 +55,7 @@ use sockets::Sockets;
 use sources::Source;
 use streams::Streams;
 
+pub use memory::reclaim;
 pub use upgrade::preflight;
 
 /// How often memory is looked at where the kernel does not watch it.
@@ -108,6 +110,7 @@ pub(crate) struct Runtime {
     policy: Policy,
     instances: BTreeMap<Generation, Instance>,
     remains: BTreeMap<Generation, Remains>,
+    memory: memory::Memory,
     control: control::Control,
     poll: Poll,
     /// What the core is to hear in this turn.
@@ -181,6 +184,7 @@ impl Runtime {
             policy: parts.policy,
             instances: BTreeMap::new(),
             remains: BTreeMap::new(),
+            memory: memory::Memory::default(),
             control,
             poll,
             events: parts.events,
@@ -199,6 +203,7 @@ impl Runtime {
         }
         for (generation, instance) in parts.instances {
             runtime.watch_instance(generation, &instance);
+            runtime.adopt_wire(generation, &instance);
             runtime.instances.insert(generation, instance);
         }
         runtime.end_strangers(parts.strangers);
@@ -226,7 +231,7 @@ impl Runtime {
         self.turn();
         self.say(&ToKeeper::Adopted);
         // What follows is mostly sleep.
-        never_mind(memory::give_back());
+        never_mind(crate::sys::memory::give_back());
         let mut ready = Vec::new();
         loop {
             if let Some(error) = self.broken.take() {
@@ -310,13 +315,14 @@ impl Runtime {
 
     fn next_wait(&self) -> Option<Duration> {
         let now = clock::now();
-        let memory = (!self.policy.memory_watched().is_empty()).then_some(self.memory_at_ms);
+        let memory = (!self.sampled().is_empty()).then_some(self.memory_at_ms);
         let deadlines = [
             self.policy.next_deadline().map(Moment::as_ms),
             Some(self.heartbeat_at_ms),
             self.next_retry_ms(),
             self.control.deadline_ms(),
             memory,
+            self.memory.deadline_ms(),
         ];
         let next = deadlines.into_iter().flatten().min();
         next.map(|at| Duration::from_millis(at.saturating_sub(now)))
@@ -333,6 +339,7 @@ impl Runtime {
             self.memory_at_ms = now.saturating_add(MEMORY_INTERVAL_MS);
             self.sample_memory();
         }
+        self.reclaim_time(now);
         self.retry_remains();
         self.control_time(now);
     }

@@ -30,6 +30,10 @@ pub(super) enum Source {
     Sink(usize),
     /// The check of a new binary.
     Check,
+    /// `memory.events` of an instance's group.
+    Wire(Generation),
+    /// A process that reclaims memory.
+    Reclaim(u64),
 }
 
 /// The kinds, in the upper byte of a token.
@@ -50,6 +54,8 @@ impl Source {
             Self::Group(generation) => (7, generation.0),
             Self::Sink(index) => (8, u64::try_from(index).unwrap_or_default()),
             Self::Check => (9, 0),
+            Self::Wire(generation) => (10, generation.0),
+            Self::Reclaim(number) => (11, number),
         };
         (kind << KIND_SHIFT) | (value & VALUE)
     }
@@ -69,6 +75,8 @@ impl Source {
             7 => Self::Group(generation),
             8 => Self::Sink(usize::try_from(value).ok()?),
             9 => Self::Check,
+            10 => Self::Wire(generation),
+            11 => Self::Reclaim(value),
             _ => return None,
         })
     }
@@ -130,6 +138,8 @@ mod tests {
             Source::Group(generation),
             Source::Sink(1),
             Source::Check,
+            Source::Wire(generation),
+            Source::Reclaim(3),
         ] {
             assert_eq!(Source::of(source.token()), Some(source));
         }

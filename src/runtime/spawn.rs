@@ -68,6 +68,9 @@ impl Runtime {
             return Err(SpawnFailure { message, transient: false });
         };
         let prepared = self.prepare(slot, generation, &of).map_err(|error| failure(&error))?;
+        if let Some(group) = &prepared.group {
+            self.set_wire(generation, &of, group);
+        }
         let envp = environment(&of, slot, &prepared, self.sockets.count(&of))?;
         let instance = self.clone_child(slot, generation, &of, prepared, envp)?;
         let pid = instance.pid;

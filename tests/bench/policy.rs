@@ -73,7 +73,11 @@ impl World {
             Action::Clear { generation } => {
                 self.tell(Event::Fact(Fact::Cleared { generation }));
             }
-            Action::Send { .. } | Action::Announce(_) | Action::Note(_) | Action::Reply { .. } => {}
+            Action::Send { .. }
+            | Action::Wire { .. }
+            | Action::Announce(_)
+            | Action::Note(_)
+            | Action::Reply { .. } => {}
         }
     }
 
@@ -121,6 +125,7 @@ fn rules() -> Rules {
         listen_timeout: Duration::from_secs(30),
         stop_timeout: Duration::from_secs(5),
         memory_limit: None,
+        memory_max: None,
         stable_for: Duration::from_secs(2),
         beside: true,
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pmr::policy::{
     Action, Event, Exit, Fact, Fleet, Generation, Moment, Policy, ReleaseId, Rules, SlotId,
-    SpawnFailure, Ticket, Wish,
+    SpawnFailure, Split, Ticket, WireNews, WireOrder, Wish,
 };
 use pmr::spec::{Backoff, RestartRules};
 
@@ -36,6 +36,12 @@ pub(crate) enum Letter {
     ExitYoungest,
     ExitWanted,
     Memory,
+    /// The trip-wire of the youngest instance is touched by a leak.
+    Leak,
+    /// It is touched by page cache.
+    Cache,
+    /// What was over the limit no longer is.
+    Free,
     ToDeadline,
     BeforeDeadline,
     Start,
@@ -88,6 +94,9 @@ struct Process {
     ready: bool,
     asked: bool,
     killed: bool,
+    /// What of it cannot be reclaimed, and where its trip-wire is.
+    held: u64,
+    wire: Option<u64>,
 }
 
 /// The core, and the world it is in.
@@ -103,6 +112,8 @@ pub(crate) struct World {
     rules: BTreeMap<ReleaseId, Rules>,
     now: Moment,
     answers: VecDeque<Fact>,
+    /// What was looked at, which is answered at once.
+    looked: Vec<Fact>,
     processes: BTreeMap<Generation, Process>,
     asked: u64,
 }
@@ -110,6 +121,11 @@ pub(crate) struct World {
 type Checked = Result<(), String>;
 
 const CRASH: Exit = Exit::Code(1);
+
+/// As told of a group that is at its wire.
+fn split(unreclaimable: u64) -> Split {
+    Split { unreclaimable, anon: unreclaimable, current: 1000, ..Split::default() }
+}
 
 fn rules(setup: Setup) -> Rules {
     let ms = Duration::from_millis;
@@ -126,6 +142,7 @@ fn rules(setup: Setup) -> Rules {
         listen_timeout: ms(3000),
         stop_timeout: ms(500),
         memory_limit: Some(1000),
+        memory_max: Some(1250),
         stable_for: ms(200),
         beside: setup.beside,
     }
@@ -148,6 +165,7 @@ impl World {
             rules,
             now,
             answers: VecDeque::new(),
+            looked: Vec::new(),
             processes: BTreeMap::new(),
             asked: 0,
         };
@@ -171,6 +189,9 @@ impl World {
         for action in actions {
             self.perform(&action);
         }
+        while let Some(fact) = self.looked.pop() {
+            self.tell(&Event::Fact(fact))?;
+        }
         if self.setup.prompt {
             let waits = |fact: &Fact| matches!(fact, Fact::Spawned { .. });
             while let Some(answer) = self.answers.pop_front_if(|fact| !waits(fact)) {
@@ -183,7 +204,13 @@ impl World {
     fn perform(&mut self, action: &Action) {
         match *action {
             Action::Spawn { generation, .. } => {
-                let process = Process { ready: false, asked: false, killed: false };
+                let process = Process {
+                    ready: false,
+                    asked: false,
+                    killed: false,
+                    held: 100,
+                    wire: Some(1000),
+                };
                 self.processes.insert(generation, process);
                 self.answers.push_back(Fact::Spawned { generation, pid: 100 });
             }
@@ -199,7 +226,31 @@ impl World {
                 }
             }
             Action::Clear { generation } => self.answers.push_back(Fact::Cleared { generation }),
+            Action::Wire { generation, order } => self.wire(generation, order),
             Action::Send { .. } | Action::Announce(_) | Action::Note(_) | Action::Reply { .. } => {}
+        }
+    }
+
+    /// Carries out what is wanted of a trip-wire.
+    fn wire(&mut self, generation: Generation, order: WireOrder) {
+        let Some(process) = self.processes.get_mut(&generation) else { return };
+        let split = split(process.held);
+        let news = match order {
+            WireOrder::Lift => {
+                process.wire = None;
+                return;
+            }
+            WireOrder::Look => WireNews::Seen(split),
+            WireOrder::Reclaim { .. } => WireNews::Reclaimed(split),
+            WireOrder::Arm { limit } => {
+                process.wire = Some(limit);
+                WireNews::Armed { split, stands: true }
+            }
+        };
+        let fact = Fact::Wire { generation, news };
+        match order {
+            WireOrder::Look => self.looked.push(fact),
+            _ => self.answers.push_back(fact),
         }
     }
 
@@ -238,6 +289,8 @@ impl World {
             Letter::Ready | Letter::ExecFail => self.start_ends(letter),
             Letter::ExitOldest | Letter::ExitYoungest | Letter::ExitWanted => self.exit(letter),
             Letter::Memory => self.memory(),
+            Letter::Leak | Letter::Cache => self.touch(letter),
+            Letter::Free => Ok(self.free()),
             Letter::ToDeadline | Letter::BeforeDeadline => self.wait(letter),
             Letter::Adopt => self.adopt(),
             Letter::Start => self.wish(Wish::Start { slot: all }),
@@ -323,6 +376,23 @@ impl World {
         let Some(&generation) = self.policy.memory_watched().last() else { return Ok(false) };
         self.tell(&Event::Fact(Fact::Memory { generation, bytes: 1001 }))?;
         Ok(true)
+    }
+
+    /// The youngest instance whose wire stands touches it.
+    fn touch(&mut self, letter: Letter) -> Result<bool, String> {
+        let told: Vec<Generation> = self.told().into_iter().map(|it| it.0).collect();
+        let standing =
+            self.processes.iter_mut().rfind(|it| it.1.wire.is_some() && told.contains(it.0));
+        let Some((&generation, process)) = standing else { return Ok(false) };
+        process.held = if letter == Letter::Leak { 1000 } else { 100 };
+        let news = WireNews::Pressed(split(process.held));
+        self.tell(&Event::Fact(Fact::Wire { generation, news }))?;
+        Ok(true)
+    }
+
+    fn free(&mut self) -> bool {
+        let over = self.processes.values_mut().filter(|process| process.held >= 1000);
+        over.map(|process| process.held = 100).count() > 0
     }
 
     fn wait(&mut self, letter: Letter) -> Result<bool, String> {
@@ -423,6 +493,7 @@ impl World {
                 Fact::Cleared { generation },
                 Fact::Lost { generation },
                 Fact::Memory { generation, bytes: 5000 },
+                Fact::Wire { generation, news: WireNews::Pressed(split(5000)) },
             ]);
         }
         for (&generation, entry) in &self.ledger.instances {
@@ -434,6 +505,7 @@ impl World {
                     Fact::Ready { generation },
                     Fact::Lost { generation },
                     Fact::Memory { generation, bytes: 5000 },
+                    Fact::Wire { generation, news: WireNews::Pressed(split(5000)) },
                 ]);
             } else {
                 facts.push(Fact::Cleared { generation });
@@ -546,7 +618,7 @@ impl Frame {
     fn hash_number(&self, key: &str, number: u64, hasher: &mut DefaultHasher) {
         match key {
             // Counters that nothing depends on, and stamps: no walk outlasts the window.
-            "restarts" | "pid" | "clock_ms" | "stamps_ms" => {}
+            "restarts" | "pid" | "clock_ms" | "stamps_ms" | "launch_ms" => {}
             "generation" | "last_generation" | "vacate" | "prove" => {
                 self.last.wrapping_sub(number).hash(hasher);
             }
@@ -554,7 +626,10 @@ impl Frame {
                 let rank = self.releases.iter().position(|&release| release == number);
                 (rank, number % 2).hash(hasher);
             }
-            "at" | "until" | "since" | "deadline" | "kill_at" | "give_up_at" | "spawned_at" => {
+            // A wire that was never touched, a replacement that never failed.
+            "since" | "retry_at" if number == 0 => {}
+            "at" | "until" | "since" | "deadline" | "kill_at" | "give_up_at" | "spawned_at"
+            | "look_at" | "retry_at" => {
                 number.wrapping_sub(self.now).hash(hasher);
             }
             _ => number.hash(hasher),

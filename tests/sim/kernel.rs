@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use pmr::policy::{Exit, Fact, Generation, ReleaseId, SlotId, SpawnFailure, Survivor};
+use pmr::policy::{
+    Exit, Fact, Generation, ReleaseId, SlotId, SpawnFailure, Split, Survivor, WireNews, WireOrder,
+};
 
 use crate::plan::{Faults, Random};
 
@@ -19,6 +21,9 @@ struct Behaviour {
     /// How long its group stays populated after the kill.
     lingers: u64,
     leaks_after: Option<u64>,
+    /// How long after it passed the limit it is at the cap.
+    bursts_after: Option<u64>,
+    reads_after: Option<u64>,
 }
 
 /// A process in the keeper's table: alive, or ended and not acknowledged.
@@ -26,7 +31,7 @@ struct Behaviour {
 pub(crate) struct Process {
     /// Which spawn of all; generations may be used again after a reduced adopt.
     id: u64,
-    slot: SlotId,
+    pub(crate) slot: SlotId,
     release: ReleaseId,
     behaviour: Behaviour,
     pub(crate) ready: bool,
@@ -34,6 +39,28 @@ pub(crate) struct Process {
     asked: bool,
     killed: bool,
     pub(crate) exit: Option<Exit>,
+    /// What of its memory cannot be reclaimed, since when, and how fast that grows.
+    held: u64,
+    held_at: u64,
+    growth: u64,
+    /// Whether its trip-wire stands.
+    pub(crate) wire: Option<u64>,
+}
+
+/// What an instance may hold by the rules of all plans.
+const LIMIT: u64 = 1000;
+
+impl Process {
+    pub(crate) fn is_over(&self) -> bool {
+        self.held >= LIMIT
+    }
+
+    fn split(&mut self, now: u64) -> Split {
+        self.held += self.growth * (now - self.held_at) / 1000;
+        self.held_at = now;
+        let (anon, current) = (self.held, self.held.max(LIMIT));
+        Split { unreclaimable: anon, anon, file: current - anon, current, ..Split::default() }
+    }
 }
 
 /// What will happen.
@@ -43,6 +70,7 @@ enum Happening {
     ExecFails(u64),
     Ends(u64, Exit),
     Leaks(u64),
+    Reads(u64),
     /// An answer that takes time.
     Answer(Fact),
 }
@@ -51,7 +79,10 @@ enum Happening {
 #[derive(Debug)]
 pub(crate) struct Kernel {
     random: Random,
+    /// For memory alone.
+    later: Random,
     faults: Faults,
+    watched: bool,
     pub(crate) processes: BTreeMap<Generation, Process>,
     groups: BTreeMap<Generation, u64>,
     agenda: BTreeMap<(u64, u64), Happening>,
@@ -68,10 +99,12 @@ const STUCK: Option<u64> = None;
 const KILLED: Exit = Exit::Signal { signal: 9, core: false, oom: None };
 
 impl Kernel {
-    pub(crate) fn new(seed: u64, faults: Faults) -> Self {
+    pub(crate) fn new(seed: u64, faults: Faults, watched: bool) -> Self {
         Self {
             random: Random::new(!seed),
+            later: Random::new(!seed.rotate_left(32)),
             faults,
+            watched,
             processes: BTreeMap::new(),
             groups: BTreeMap::new(),
             agenda: BTreeMap::new(),
@@ -97,7 +130,7 @@ impl Kernel {
     }
 
     fn behaviour(&mut self, release: ReleaseId) -> Behaviour {
-        let Self { random, faults, .. } = self;
+        let Self { random, later, faults, watched, .. } = self;
         let exit = random.pick(&[
             Exit::Code(0),
             Exit::Code(1),
@@ -115,6 +148,9 @@ impl Kernel {
             killed_after: Some(0),
             lingers: 0,
             leaks_after: random.chance(faults.leak).then(|| random.pick(&[100, 2000, 11_000])),
+            bursts_after: later.chance(faults.burst).then(|| later.pick(&[0, 150, 700, 4000])),
+            reads_after: (*watched && later.chance(faults.read))
+                .then(|| later.pick(&[10, 500, 9000])),
         };
         if random.chance(faults.unkillable) {
             behaviour.killed_after = random.pick(&[Some(3000), Some(15_000), STUCK]);
@@ -161,6 +197,9 @@ impl Kernel {
             if let Some(after) = behaviour.leaks_after {
                 self.schedule(now + after, Happening::Leaks(id));
             }
+            if let Some(after) = behaviour.reads_after {
+                self.schedule(now + after, Happening::Reads(id));
+            }
         }
         let process = Process {
             id,
@@ -171,6 +210,10 @@ impl Kernel {
             asked: false,
             killed: false,
             exit: None,
+            held: 100,
+            held_at: now,
+            growth: 0,
+            wire: self.watched.then_some(LIMIT),
         };
         self.processes.insert(generation, process);
         self.groups.insert(generation, behaviour.lingers);
@@ -202,6 +245,59 @@ impl Kernel {
     pub(crate) fn clear(&mut self, now: u64, generation: Generation) {
         let lingers = self.groups.remove(&generation).unwrap_or_default();
         self.schedule(now + lingers, Happening::Answer(Fact::Cleared { generation }));
+    }
+
+    /// Carries out an order about a trip-wire. What reclaims takes its time.
+    pub(crate) fn order(&mut self, now: u64, generation: Generation, order: WireOrder) {
+        let wait = self.later.pick(&[0, 0, 1, 300]);
+        let stands = !self.later.chance(self.faults.wire);
+        let Some(process) = self.processes.get_mut(&generation) else { return };
+        if process.exit.is_some() || !self.watched {
+            return;
+        }
+        let split = process.split(now);
+        let news = match order {
+            WireOrder::Lift => {
+                process.wire = None;
+                return;
+            }
+            WireOrder::Look => WireNews::Seen(split),
+            WireOrder::Reclaim { .. } => WireNews::Reclaimed(split),
+            WireOrder::Arm { limit } => {
+                process.wire = stands.then_some(limit);
+                WireNews::Armed { split, stands }
+            }
+        };
+        let wait = if order == WireOrder::Look { 0 } else { wait };
+        self.schedule(now + wait, Happening::Answer(Fact::Wire { generation, news }));
+    }
+
+    /// It passes its limit, and may be on its way to the cap.
+    fn leak(&mut self, now: u64, id: u64) -> Vec<Fact> {
+        let watched = self.watched;
+        let Some((generation, process)) = self.find(id) else { return vec![] };
+        if !watched {
+            return vec![Fact::Memory { generation, bytes: 1500 }];
+        }
+        process.held = process.held.max(LIMIT);
+        let burst = process.behaviour.bursts_after;
+        process.growth = burst.map_or(0, |ms| LIMIT * 1000 / ms.max(1));
+        let split = process.split(now);
+        let touched = process.wire.is_some();
+        if let Some(after) = burst {
+            self.schedule(now + after, Happening::Ends(id, KILLED));
+        }
+        let news = WireNews::Pressed(split);
+        if touched { vec![Fact::Wire { generation, news }] } else { vec![] }
+    }
+
+    /// It fills the page cache, and goes on doing so.
+    fn read(&mut self, now: u64, id: u64) -> Vec<Fact> {
+        let Some((generation, process)) = self.find(id) else { return vec![] };
+        let (touched, split) = (process.wire.is_some(), process.split(now));
+        self.schedule(now + 700, Happening::Reads(id));
+        let news = WireNews::Pressed(split);
+        if touched { vec![Fact::Wire { generation, news }] } else { vec![] }
     }
 
     pub(crate) fn acknowledge(&mut self, generation: Generation) {
@@ -238,7 +334,7 @@ impl Kernel {
         for id in stuck {
             self.schedule(now + 1000, Happening::Ends(id, KILLED));
         }
-        self.agenda.retain(|_, happening| !matches!(happening, Happening::Leaks(_)));
+        self.agenda.retain(|_, it| !matches!(it, Happening::Leaks(_) | Happening::Reads(_)));
     }
 
     pub(crate) fn alive(&self) -> impl Iterator<Item = (Generation, &Process)> {
@@ -267,7 +363,9 @@ impl Kernel {
         let happening = first.remove();
         let (id, ends) = match happening {
             Happening::Answer(fact) => return Some(vec![fact]),
-            Happening::Ready(id) | Happening::ExecFails(id) | Happening::Leaks(id) => (id, None),
+            Happening::Leaks(id) => return Some(self.leak(now, id)),
+            Happening::Reads(id) => return Some(self.read(now, id)),
+            Happening::Ready(id) | Happening::ExecFails(id) => (id, None),
             Happening::Ends(id, exit) => (id, Some(exit)),
         };
         let Some((generation, process)) = self.find(id) else { return Some(vec![]) };
@@ -280,7 +378,6 @@ impl Kernel {
                 process.ready = true;
                 Fact::Ready { generation }
             }
-            Happening::Leaks(_) => Fact::Memory { generation, bytes: 1500 },
             _ => Fact::ExecFailed { generation, message: "no such file".to_owned() },
         }])
     }

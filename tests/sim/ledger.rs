@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pmr::policy::{
     Action, Event, Fact, Generation, Moment, Note, Outcome, Policy, Reason, SlotId, Status, Ticket,
-    UnitState, Wish, Word,
+    UnitState, WireOrder, Wish, Word,
 };
 
 /// The core's patience with what cannot be killed, in milliseconds.
@@ -200,7 +200,8 @@ impl Ledger {
             | Fact::Ready { .. }
             | Fact::Signalled { .. }
             | Fact::ExecFailed { .. }
-            | Fact::Memory { .. } => {}
+            | Fact::Memory { .. }
+            | Fact::Wire { .. } => {}
         }
     }
 
@@ -253,6 +254,7 @@ impl Ledger {
                     entry.killed_at.get_or_insert(now);
                 }
                 Action::Clear { generation } => self.judge_clear(*generation, now)?,
+                Action::Wire { generation, order } => self.judge_wire(*generation, *order)?,
                 Action::Announce(state) => {
                     ensure(self.announced != Some(*state), || format!("{state:?} told twice"))?;
                     ensure(self.announced != Some(UnitState::Stopping), || {
@@ -292,6 +294,12 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+
+    /// Nobody is watched before its spawn was answered, nor after its end.
+    fn judge_wire(&mut self, generation: Generation, order: WireOrder) -> Checked {
+        let entry = self.running(generation, "an order about the wire")?;
+        ensure(entry.known == Known::Alive, || format!("{order:?} before {generation} is there"))
     }
 
     fn running(&mut self, generation: Generation, what: &str) -> Result<&mut Entry, String> {

@@ -102,21 +102,27 @@ impl Limits {
         }
         for action in out {
             match action {
+                // A replacement for memory has a budget of its own.
+                Action::Spawn { slot, .. }
+                    if after.roll == Some((RollKind::Memory, Some(*slot))) => {}
                 Action::Spawn { slot, .. } => self.judge_spawn(*slot, rules)?,
                 Action::Note(note) => {
                     self.judge_note(note.slot, note.generation, &note.reason, rules)?;
+                    judge_hurry(&note.reason, note.slot, after)?;
                     if let Reason::RollFailed { slot, .. } = &note.reason {
                         judge_loss(event, before, *slot)?;
                         let failed = after.slots.iter().filter(|it| it.slot == *slot);
                         let failed = failed.filter_map(|slot| slot.instance.as_ref());
                         self.excused.extend(failed.map(|instance| instance.generation));
                     }
-                    self.judge_reload(&note.reason, before, after, rules)?;
+                    let online = after.online() + hurried(out);
+                    self.judge_reload(&note.reason, before, online, rules)?;
                 }
                 Action::Signal { .. }
                 | Action::Send { .. }
                 | Action::Kill { .. }
                 | Action::Clear { .. }
+                | Action::Wire { .. }
                 | Action::Announce(_)
                 | Action::Reply { .. } => {}
             }
@@ -162,7 +168,7 @@ impl Limits {
         &mut self,
         reason: &Reason,
         before: &Status,
-        after: &Status,
+        online: usize,
         rules: &Rules,
     ) -> Checked {
         match reason {
@@ -173,14 +179,33 @@ impl Limits {
             Reason::RollDone { kind: RollKind::Reload }
             | Reason::RollFailed { kind: RollKind::Reload, .. } => {
                 let owed = self.online_owed.take().unwrap_or_default();
-                if after.online() < owed {
-                    return Err(format!("a reload of {owed} ends with {} online", after.online()));
+                if online < owed {
+                    return Err(format!("a reload of {owed} ends with {online} online"));
                 }
             }
             _ => {}
         }
         Ok(())
     }
+}
+
+/// How many were stopped for their memory as soon as the reload was over.
+fn hurried(out: &[Action]) -> usize {
+    let reasons = out.iter().filter_map(|action| match action {
+        Action::Note(note) => Some(&note.reason),
+        _ => None,
+    });
+    reasons.filter(|reason| matches!(reason, Reason::MemoryHurry { .. })).count()
+}
+
+/// Who grows too fast is stopped first only where another slot serves.
+fn judge_hurry(reason: &Reason, slot: Option<SlotId>, after: &Status) -> Checked {
+    let serves = |it: &pmr::policy::SlotStatus| Some(it.slot) != slot && it.word == Word::Online;
+    let alone = !after.slots.iter().any(serves);
+    if alone && let Reason::MemoryHurry { .. } = reason {
+        return Err("the last one that serves is stopped for its memory".to_owned());
+    }
+    Ok(())
 }
 
 /// That a spawn was lost with a supervisor is no reason for a roll to fail in that slot.

@@ -79,6 +79,12 @@ pub(crate) struct Faults {
     pub(crate) leak: u64,
     pub(crate) exec: u64,
     pub(crate) spawn: u64,
+    /// Leaks that end at `memory_max`.
+    pub(crate) burst: u64,
+    /// Instances that fill the page cache again and again.
+    pub(crate) read: u64,
+    /// Trip-wires that cannot be put up again.
+    pub(crate) wire: u64,
 }
 
 impl Faults {
@@ -91,10 +97,13 @@ impl Faults {
         leak: 0,
         exec: 0,
         spawn: 0,
+        burst: 0,
+        read: 0,
+        wire: 0,
     };
 
     /// Each makes one kind of fault go away.
-    pub(crate) const REPAIRS: [fn(&mut Self); 8] = [
+    pub(crate) const REPAIRS: [fn(&mut Self); 11] = [
         |faults| faults.crash = 0,
         |faults| faults.hang = 0,
         |faults| faults.stubborn = 0,
@@ -103,6 +112,9 @@ impl Faults {
         |faults| faults.leak = 0,
         |faults| faults.exec = 0,
         |faults| faults.spawn = 0,
+        |faults| faults.burst = 0,
+        |faults| faults.read = 0,
+        |faults| faults.wire = 0,
     ];
 }
 
@@ -113,6 +125,8 @@ pub(crate) struct Plan {
     pub(crate) slots: u16,
     pub(crate) rules: Rules,
     pub(crate) faults: Faults,
+    /// Whether the kernel watches the memory of the instances.
+    pub(crate) watched: bool,
     /// In the order of their times, in milliseconds.
     pub(crate) stimuli: Vec<(u64, Stimulus)>,
     /// After this nothing goes wrong any more.
@@ -128,7 +142,10 @@ impl Plan {
         let mut random = Random::new(seed);
         let slots = random.pick(&[1, 1, 2, 2, 2, 3]);
         let rules = rules(&mut random);
-        let faults = faults(&mut random);
+        // What came later has numbers of its own, so that the seeds of before are what they were.
+        let mut later = Random::new(seed.rotate_left(32) ^ 1);
+        let faults = faults(&mut random, &mut later);
+        let watched = later.chance(60);
         let calm_from = random.pick(&[5000, 20_000, 60_000]);
         let mut stimuli = Vec::new();
         let count = random.below(9);
@@ -139,7 +156,7 @@ impl Plan {
             stimuli.push((at, stimulus(&mut random, slots)));
         }
         stimuli.sort_by_key(|(at, _)| *at);
-        Self { seed, slots, rules, faults, stimuli, calm_from }
+        Self { seed, slots, rules, faults, watched, stimuli, calm_from }
     }
 }
 
@@ -159,13 +176,15 @@ fn rules(random: &mut Random) -> Rules {
         listen_timeout: ms(random.pick(&[1000, 3000, 30_000])),
         stop_timeout: ms(random.pick(&[0, 500, 1600, 5000])),
         memory_limit: random.chance(70).then_some(1000),
+        memory_max: Some(2000),
         stable_for: ms(random.pick(&[0, 500, 2000])),
         beside: random.chance(60),
     }
 }
 
-fn faults(random: &mut Random) -> Faults {
+fn faults(random: &mut Random, later: &mut Random) -> Faults {
     let mut rate = |rates: &[u64]| random.pick(rates);
+    let mut later = |rates: &[u64]| later.pick(rates);
     Faults {
         crash: rate(&[0, 20, 50, 95]),
         hang: rate(&[0, 0, 10, 40]),
@@ -175,6 +194,9 @@ fn faults(random: &mut Random) -> Faults {
         leak: rate(&[0, 0, 30, 90]),
         exec: rate(&[0, 0, 0, 20]),
         spawn: rate(&[0, 0, 0, 30]),
+        burst: later(&[0, 20, 80]),
+        read: later(&[0, 0, 30, 90]),
+        wire: later(&[0, 0, 30]),
     }
 }
 

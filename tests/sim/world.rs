@@ -66,7 +66,7 @@ pub(crate) fn run(plan: &Plan, traced: bool) -> Result<(), Wrong> {
     let rules = BTreeMap::from([(ReleaseId(1), plan.rules.clone())]);
     let mut world = World {
         plan,
-        kernel: Kernel::new(plan.seed, plan.faults),
+        kernel: Kernel::new(plan.seed, plan.faults, plan.watched),
         now: 0,
         policy: None,
         recorded: Recorded { ledger: Ledger::new(plan.slots, &[]), limits: Limits::default() },
@@ -346,6 +346,7 @@ impl World<'_> {
                 }
                 Action::Kill { generation } => self.kernel.kill(now, generation),
                 Action::Clear { generation } => self.kernel.clear(now, generation),
+                Action::Wire { generation, order } => self.kernel.order(now, generation, order),
                 Action::Send { .. }
                 | Action::Announce(_)
                 | Action::Note(_)
@@ -444,7 +445,24 @@ impl World<'_> {
                 return Err(format!("the exit of generation {generation} is not acknowledged"));
             }
         }
+        self.judge_memory(policy)?;
         self.recorded.ledger.judge_calm(policy, self.moment())
+    }
+
+    /// Nobody is over the limit but who was given up, and nobody is throttled for it.
+    fn judge_memory(&self, policy: &Policy) -> Checked {
+        if !self.plan.watched || self.plan.rules.memory_limit.is_none() {
+            return Ok(());
+        }
+        for (generation, process) in self.kernel.alive().filter(|it| it.1.is_over()) {
+            if process.wire.is_some() {
+                return Err(format!("generation {generation} is left throttled"));
+            }
+            if !is_left_over_its_limit(policy, process.slot) {
+                return Err(format!("the leak of generation {generation} was lost"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -454,4 +472,11 @@ fn write(fleet: &Fleet) -> Result<String, String> {
 
 fn parse(text: &str) -> Result<Fleet, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+/// Whether the core has given up replacing the instance of a slot for its memory.
+fn is_left_over_its_limit(policy: &Policy, slot: SlotId) -> bool {
+    let saved = serde_json::to_value(policy.saved()).unwrap_or_default();
+    let pointer = format!("/slots/{slot}/memory/given_up");
+    saved.pointer(&pointer).is_some_and(|given_up| given_up == true)
 }
