@@ -53,6 +53,7 @@ pub(super) fn spec(source: &Source, overlay: Option<&str>, reader: &mut Reader<'
             umask: reader.read("umask", values::umask),
         },
         environment,
+        ignore_sigpipe: flag("ignore_sigpipe", true, reader),
         instances,
         exec_mode,
         listen,

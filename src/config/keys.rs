@@ -40,6 +40,7 @@ pub(super) const KEYS: &[&str] = &[
     "ready",
     "wait_ready",
     "listen_timeout",
+    "ignore_sigpipe",
     "kill_signal",
     "kill_timeout",
     "shutdown_with_message",

@@ -84,6 +84,7 @@ fn the_config_of_the_story_gives_its_spec() {
             instance_var: "NODE_APP_INSTANCE".to_owned(),
             increment_var: None,
         },
+        ignore_sigpipe: true,
         instances: Instances::Count(2),
         exec_mode: ExecMode::Cluster,
         listen: vec![ListenAddress::Tcp("[::]:10000".parse().unwrap())],
@@ -130,6 +131,7 @@ cwd = "../srv/./app"
 user = 33
 group = "www-data"
 umask = 0o027
+ignore_sigpipe = false
 env_file = ".env"
 env_clear = true
 instance_var = "SLOT"
@@ -185,7 +187,7 @@ fn every_key_arrives_in_the_spec() {
         &spec.program,
         &(&spec.cwd, &spec.environment.file),
         &spec.identity,
-        &(&spec.environment.vars, spec.environment.clear),
+        &(&spec.environment.vars, spec.environment.clear, spec.ignore_sigpipe),
         &(&spec.environment.instance_var, &spec.environment.increment_var),
         &(spec.instances, spec.exec_mode, spec.balance),
         &spec.listen,
@@ -207,7 +209,7 @@ fn every_key_arrives_in_the_spec() {
     Program { argv: ["npm", "start"], script: None }
     ("/etc/pmr/../srv/app", Some("/etc/pmr/../srv/app/.env"))
     Identity { user: Some("33"), group: Some("www-data"), umask: Some(23) }
-    ({"METRICS": "9000"}, true)
+    ({"METRICS": "9000"}, true, false)
     ("SLOT", Some("METRICS"))
     (CpusLess(1), Cluster, Source)
     [Tcp(127.0.0.1:1), Unix("/run/x.sock"), Tcp([::]:2), Tcp([::]:3), Tcp([::]:4), Tcp([::1]:5)]

@@ -134,7 +134,7 @@ impl Runtime {
             group: prepared.group.as_ref().map(Group::dir),
             nofile: self.hello.file_limit,
             oom_score_adj: self.oom_score_below.then_some(OOM_SCORE_ADJ),
-            ignore_sigpipe: true,
+            ignore_sigpipe: release.spec.ignore_sigpipe,
             sibling: true,
         };
         let spawned = self.spawner.spawn(&plan).map_err(|error| SpawnFailure {

@@ -33,6 +33,9 @@ pub struct Spec {
     pub identity: Identity,
     /// How its environment is made.
     pub environment: Environment,
+    /// A write to a closed pipe or socket is an error, and not the end of the process.
+    #[serde(default = "yes")]
+    pub ignore_sigpipe: bool,
     /// How many slots.
     pub instances: Instances,
     /// One port balanced over all slots, or each slot on its own.
@@ -65,6 +68,11 @@ pub struct Spec {
     pub alerts: Alerts,
     /// Bounds of a rolling replacement.
     pub rolling: RollingRules,
+}
+
+/// The default in a release that was sealed before there was a choice.
+fn yes() -> bool {
+    true
 }
 
 /// What is executed: the argument vector, its first element the program.

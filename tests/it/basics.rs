@@ -56,3 +56,20 @@ fn a_dead_supervisor_is_replaced() {
     assert!(started.is_some());
     app.within(60_000, "a log line", || app.setup.log().contains("supervisor (pid").then_some(()));
 }
+
+#[test]
+fn a_write_to_a_closed_pipe_ends_only_who_asks_for_it() {
+    for (line, ignored) in [("", true), ("ignore_sigpipe = false", false)] {
+        let setup = Setup::new("sigpipe");
+        let out = setup.directory.join("signals");
+        let script = format!("grep SigIgn /proc/self/status > {}; sleep 1000", out.display());
+        let app =
+            setup.config(&format!("command = [\"sh\", \"-c\", {script:?}]\n{line}\n")).start();
+        let mask = app.eventually("the signals", || {
+            let text = app.setup.read("signals");
+            u64::from_str_radix(text.strip_prefix("SigIgn:")?.trim(), 16).ok()
+        });
+        let sigpipe = 1 << (Signal::PIPE.as_raw() - 1);
+        assert_eq!(mask & sigpipe != 0, ignored, "{mask:x} {line}");
+    }
+}
