@@ -42,6 +42,9 @@ pub(super) fn write_table<const N: usize>(
     });
     let bold = Style::new().bold();
     let titles = heading.map(|(text, _)| Cell { text: text.to_owned(), style: bold });
+    // Written in one piece: each write to the standard output takes its lock, and each line of its
+    // own is a system call.
+    let mut table = Vec::new();
     for row in std::iter::once(&titles).chain(rows) {
         let mut gap: usize = 0;
         for ((cell, (_, side)), column) in row.iter().zip(heading).zip(widths) {
@@ -54,14 +57,14 @@ pub(super) fn write_table<const N: usize>(
             if text.is_empty() {
                 gap = gap.saturating_add(before);
             } else {
-                write!(out, "{:gap$}{:before$}{style}{text}{style:#}", "", "")?;
+                write!(table, "{:gap$}{:before$}{style}{text}{style:#}", "", "")?;
                 gap = 0;
             }
             gap = gap.saturating_add(after).saturating_add(2);
         }
-        writeln!(out)?;
+        writeln!(table)?;
     }
-    Ok(())
+    out.write_all(&table)
 }
 
 /// The colour of a word of a slot's life. It says nothing that the word does not.
