@@ -83,7 +83,10 @@ fn write_idle(out: &mut dyn Write, app: &Idle, journal: &[String]) -> io::Result
     field(out, 2, "config", &harmless(&app.config))?;
     if let Some(unit) = &app.unit {
         let since = unit.since_ms.map(|ms| format!(" for {}", time(ms))).unwrap_or_default();
-        let text = format!("{} ({}, {}){since}", unit.name, unit.active_state, unit.sub_state);
+        let text = match (unit.active_state.as_str(), unit.sub_state.as_str()) {
+            (active, sub) if active == sub => format!("{}, {active}{since}", unit.name),
+            (active, sub) => format!("{}, {active} ({sub}){since}", unit.name),
+        };
         field(out, 2, "unit", &text)?;
         field(out, 2, "enabled", if unit.is_enabled() { "yes" } else { "no" })?;
         if let Some(why) = why(unit) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::systemd::{BusError, unit_name};
+use super::systemd::{BOOTED, BusError, unit_name};
 use super::table::harmless;
 use crate::control::Spoken;
 use crate::control::client::{CallError, ConnectError};
@@ -448,9 +448,11 @@ fn systemd_hint(app: &str, doing: &str, source: &BusError) -> Option<String> {
         BusError::NoUnit | BusError::NothingToEnable => {
             Some("the .deb and .rpm of pmr install it".to_owned())
         }
-        BusError::Unreachable(_) | BusError::NoManager => {
-            Some("without systemd, `pmr run FILE` runs an app in the foreground".to_owned())
-        }
+        BusError::Unreachable(_) | BusError::NoManager => Some(if Path::new(BOOTED).exists() {
+            format!("as root, `systemctl {doing} {}` does without a bus", unit_name(app))
+        } else {
+            "without systemd, `pmr run FILE` runs an app in the foreground".to_owned()
+        }),
         BusError::Lost => Some(format!("it may go on; `pmr status {app}`")),
         BusError::NoAnswer | BusError::Refused(_) => None,
     }

@@ -45,6 +45,13 @@ impl<'a> Entry<'a> {
     pub(super) fn unit(app: &'a Idle) -> Self {
         Self::Unit { app, kind: "unit" }
     }
+
+    fn name(&self) -> &'a str {
+        match *self {
+            Self::Running { app, .. } => &app.name,
+            Self::Unit { app, .. } => &app.name,
+        }
+    }
 }
 
 /// An app that does not run.
@@ -100,7 +107,9 @@ pub(super) fn run(
     let (states, errors) = apps::states(found);
     if json {
         let entries = states.iter().map(Entry::running).chain(idle.iter().map(Entry::unit));
-        let json = Json { version: VERSION, apps: entries.collect() };
+        let mut apps: Vec<_> = entries.collect();
+        apps.sort_by_key(Entry::name);
+        let json = Json { version: VERSION, apps };
         writeln!(streams.out, "{}", serde_json::to_string(&json).unwrap_or_default())?;
     } else if states.is_empty() && idle.is_empty() && errors.is_empty() {
         writeln!(streams.err, "no app is running\n\nhint: {NOTHING_RUNS}")?;

@@ -9,7 +9,7 @@ use super::change::{self, Change};
 use super::check;
 use super::error::{Error, JobFailure};
 use super::progress::{ProgressLine, look_every};
-use super::systemd::{BusError, Job, JobEnd, Systemd, UnitState, Verb, journal};
+use super::systemd::{BOOTED, BusError, Job, JobEnd, Systemd, UnitState, Verb, journal};
 use super::target::Target;
 use crate::control::Scope;
 use crate::control::client::{Client, Deadline};
@@ -17,9 +17,6 @@ use crate::spec::AppName;
 
 /// How many of the last lines of the journal are shown where a job fails.
 const JOURNAL_LINES: u32 = 10;
-
-/// Where systemd is this machine's service manager: `sd_booted(3)`.
-const BOOTED: &str = "/run/systemd/system";
 
 /// The service managers, connected to when first asked.
 #[derive(Debug, Default)]

@@ -90,7 +90,7 @@ pub(crate) struct Machine {
     /// `PMR_CONFIG_DIR`
     pub(crate) configs: PathBuf,
     pub(crate) daemon: Child,
-    connection: Option<blocking::Connection>,
+    connection: Mutex<Option<blocking::Connection>>,
     shared: Shared,
 }
 
@@ -117,16 +117,11 @@ impl Machine {
             .arg(format!("--config-file={}", config.display()))
             .args(["--nofork", "--nopidfile"]);
         let daemon = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let shared = Shared::default();
-        let systemd = Systemd(shared.clone());
-        let address = format!("unix:path={}", socket.display());
         eventually("the bus", || socket.exists().then_some(()));
-        let builder = Builder::address(address.as_str()).unwrap();
-        let builder = builder.name("org.freedesktop.systemd1").unwrap();
-        let builder = builder.serve_at(MANAGER_PATH, systemd).unwrap();
-        let connection = Some(builder.build().unwrap());
         let runtime = setup.runtime.clone();
+        let (connection, shared) = (Mutex::default(), Shared::default());
         let machine = Self { setup, runtime, configs, daemon, connection, shared };
+        machine.join();
         // What it says is seen in the tests that need it.
         machine.program("journalctl", "#!/bin/sh\necho \"$*\" > \"$(dirname \"$0\")/asked\"\n");
         Some(machine)
@@ -169,11 +164,17 @@ impl Machine {
         };
         change(&mut unit);
         self.world().units.insert(name.clone(), unit);
-        let path = path_of(&name);
-        let server = self.connection.as_ref().unwrap().object_server();
-        let object = |interface| Object { name: name.clone(), shared: interface };
-        server.at(path.as_str(), UnitObject(object(self.shared.clone()))).unwrap();
-        server.at(path.as_str(), ServiceObject(object(self.shared.clone()))).unwrap();
+        if let Some(connection) = self.connection.lock().unwrap().as_ref() {
+            self.show(connection, &name);
+        }
+    }
+
+    fn show(&self, connection: &blocking::Connection, name: &str) {
+        let path = path_of(name);
+        let server = connection.object_server();
+        let object = || Object { name: name.to_owned(), shared: self.shared.clone() };
+        server.at(path.as_str(), UnitObject(object())).unwrap();
+        server.at(path.as_str(), ServiceObject(object())).unwrap();
     }
 
     /// From now on.
@@ -196,9 +197,26 @@ impl Machine {
         self.shared.0.lock().unwrap()
     }
 
+    /// Comes onto the bus.
+    pub(crate) fn join(&self) {
+        let builder = Builder::address(self.address().as_str()).unwrap();
+        let builder = builder.name("org.freedesktop.systemd1").unwrap();
+        let connection =
+            builder.serve_at(MANAGER_PATH, Systemd(self.shared.clone())).unwrap().build().unwrap();
+        let names: Vec<String> = self.world().units.keys().cloned().collect();
+        for name in &names {
+            self.show(&connection, name);
+        }
+        *self.connection.lock().unwrap() = Some(connection);
+    }
+
     /// Leaves the bus: there is one, and no systemd on it.
-    pub(crate) fn leave(&mut self) {
-        self.connection.take().unwrap().close().unwrap();
+    pub(crate) fn leave(&self) {
+        self.connection.lock().unwrap().take().unwrap().close().unwrap();
+    }
+
+    fn address(&self) -> String {
+        format!("unix:path={}", self.setup.directory.join("bus").display())
     }
 
     /// Stops the bus for good.
@@ -217,7 +235,7 @@ impl Machine {
     }
 
     pub(crate) fn environment(&self, command: &mut Command) {
-        let address = format!("unix:path={}", self.setup.directory.join("bus").display());
+        let address = self.address();
         command.env("PMR_RUNTIME_DIR", &self.runtime).env("PMR_CONFIG_DIR", &self.configs);
         // A test that is not run by root has a user's service manager.
         command.env("DBUS_SYSTEM_BUS_ADDRESS", &address).env("DBUS_SESSION_BUS_ADDRESS", &address);
@@ -243,7 +261,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // It may stand still, or be gone.
-        drop(self.connection.take());
+        drop(self.connection.lock().unwrap().take());
         procs::signal(self.daemon.id(), Signal::CONT);
         drop(self.daemon.kill());
         drop(self.daemon.wait());

@@ -47,7 +47,9 @@ impl BusError {
             | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => Self::Denied,
             "org.freedesktop.DBus.Error.ServiceUnknown"
             | "org.freedesktop.DBus.Error.NameHasNoOwner"
-            | "org.freedesktop.DBus.Error.Spawn.ChildExited" => Self::NoManager,
+            | "org.freedesktop.DBus.Error.Spawn.ChildExited"
+            | "org.freedesktop.DBus.Error.Spawn.ChildSignaled"
+            | "org.freedesktop.DBus.Error.Spawn.ServiceNotFound" => Self::NoManager,
             "org.freedesktop.DBus.Error.NoReply"
             | "org.freedesktop.DBus.Error.Timeout"
             | "org.freedesktop.DBus.Error.TimedOut" => Self::NoAnswer,

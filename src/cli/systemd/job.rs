@@ -73,10 +73,11 @@ impl Ends {
             .msg_type(message::Type::Signal)
             .interface("org.freedesktop.systemd1.Manager")?
             .member("JobRemoved")?
-            .path(MANAGER_PATH)?;
-        // On a bus anybody may send a signal; the bus knows who it is from.
-        let rule = if connection.is_bus() { rule.sender(SERVICE)? } else { rule };
-        let signals = MessageStream::for_match_rule(rule.build(), connection, None).await?;
+            .path(MANAGER_PATH)?
+            // Anybody may send a signal; the bus knows who it is from.
+            .sender(SERVICE)?
+            .build();
+        let signals = MessageStream::for_match_rule(rule, connection, None).await?;
         Ok(Self { signals, heard: BTreeMap::new() })
     }
 

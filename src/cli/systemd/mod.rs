@@ -11,7 +11,6 @@ mod unit;
 
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -27,9 +26,12 @@ pub(super) use proxy::unit_name;
 pub(super) use unit::UnitState;
 
 use crate::control::Scope;
-use crate::control::client::Deadline;
+use crate::control::client::{Deadline, pause};
 use job::Ends;
 use proxy::{PropertiesProxy, SERVICE_UNIT, Systemd1Proxy, UNIT, unit_path};
+
+/// Where systemd is this machine's service manager: `sd_booted(3)`.
+pub(super) const BOOTED: &str = "/run/systemd/system";
 
 /// How long it may take to be let onto the bus. It is done in a millisecond by one that works.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -45,8 +47,12 @@ const CHANGE_TIME: Duration = Duration::from_secs(25);
 /// The same where a person may be asked for a password before: what polkit's agents allow.
 const ASK_TIME: Duration = Duration::from_mins(5);
 
-/// So many looks in a row without an answer, and nobody is there.
-const LOOKS_FAILED_MAX: u32 = 2;
+/// How long nothing may be heard while a job is waited for: systemd that reads all units again or
+/// executes itself anew is away for seconds, and on a slow machine for many.
+const SILENCE_TIME: Duration = Duration::from_secs(30);
+
+/// So many looks at a unit without its job, and the job is over: its end comes with its removal.
+const LOOKS_WITHOUT_JOB_MAX: u32 = 2;
 
 /// What a unit is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,25 +64,24 @@ pub(super) enum Verb {
 /// A connection to a service manager.
 #[derive(Debug)]
 pub(super) struct Systemd {
+    scope: Scope,
     connection: Connection,
     /// Made with the first job.
     ends: Option<Ends>,
 }
 
 impl Systemd {
-    /// Connects to the bus, or to the service manager's own socket where there is none.
+    /// Connects to the bus of the service manager. (Its own socket, `/run/systemd/private`, is no way
+    /// around a bus that is down: messages there have a sender that zbus does not take.)
     pub(super) fn connect(scope: Scope) -> Result<Self, BusError> {
-        let from_bus = block_on(connect(bus(scope)));
-        let direct = direct_address(scope);
-        match (from_bus, direct) {
-            (Err(error), Some(path)) if error.is_absence() => {
-                let address = format!("unix:path={}", path.display());
-                let builder = Builder::address(address.as_str()).map(Builder::p2p);
-                // Of the two errors the one of the bus says more.
-                block_on(connect(builder)).map_err(|_| error)
-            }
-            (result, _) => result,
-        }
+        block_on(async {
+            let builder = match scope {
+                Scope::System => Builder::system(),
+                Scope::User => Builder::session(),
+            };
+            let connection = within(Deadline::after(CONNECT_TIME), builder?.build()).await?;
+            Ok(Self { scope, connection, ends: None })
+        })
     }
 
     /// The units of these apps.
@@ -122,7 +127,8 @@ impl Systemd {
         })
     }
 
-    /// Waits for the end of a job. `watch` is shown the unit every now and then.
+    /// Waits for the end of a job. `watch` is shown the unit every now and then. Neither a systemd
+    /// that is away for a while nor a bus that is started anew ends the wait.
     pub(super) fn wait(
         &mut self,
         job: &Job,
@@ -130,31 +136,50 @@ impl Systemd {
         deadline: Deadline,
         look_every: Duration,
         mut watch: impl FnMut(&UnitState) -> io::Result<()>,
-    ) -> Result<Result<JobEnd, BusError>, io::Error> {
-        let (mut failed, mut missing) = (0_u32, 0_u32);
+    ) -> io::Result<Result<JobEnd, BusError>> {
+        let (mut silence, mut without_job) = (None, 0_u32);
         loop {
-            match self.heard(job, deadline.min(Deadline::after(look_every))) {
-                Err(BusError::NoAnswer) if deadline.left().is_some() => {}
-                other => return Ok(other),
-            }
-            match self.unit(app, deadline) {
+            let looked = match self.heard(job, deadline.min(Deadline::after(look_every))) {
+                Ok(end) => return Ok(Ok(end)),
+                Err(BusError::NoAnswer) => self.unit(app, deadline),
+                Err(error) => Err(error),
+            };
+            let error = match looked {
                 Ok(unit) => {
-                    failed = 0;
+                    silence = None;
                     watch(&unit)?;
-                    // Its end is told with the job's removal; what comes in between is seen here.
-                    missing = if unit.job == job.id() { 0 } else { missing.saturating_add(1) };
-                    if missing > 2 {
+                    let is_there = unit.job == job.id();
+                    without_job = if is_there { 0 } else { without_job.saturating_add(1) };
+                    if without_job > LOOKS_WITHOUT_JOB_MAX {
                         return Ok(Ok(JobEnd::Unheard));
                     }
+                    continue;
                 }
-                Err(BusError::NoAnswer) if deadline.left().is_some() => {
-                    failed = failed.saturating_add(1);
-                    if failed >= LOOKS_FAILED_MAX {
-                        return Ok(Err(BusError::NoAnswer));
-                    }
-                }
-                Err(error) => return Ok(Err(error)),
+                Err(error) => error,
+            };
+            let until = *silence.get_or_insert_with(|| Deadline::after(SILENCE_TIME));
+            if !error.is_absence() || deadline.min(until).left().is_none() {
+                return Ok(Err(error));
             }
+            if error == BusError::Lost {
+                pause(look_every);
+                self.renew();
+            }
+        }
+    }
+
+    /// Connects anew. Where that does not work the connection stays lost.
+    fn renew(&mut self) {
+        let Ok(mut new) = Self::connect(self.scope) else { return };
+        let listened = block_on(async {
+            let deadline = Deadline::after(LOOK_TIME);
+            let manager = within(deadline, manager(&new.connection)).await?;
+            within(deadline, manager.subscribe()).await?;
+            within(deadline, Ends::listen(&new.connection)).await
+        });
+        if let Ok(ends) = listened {
+            new.ends = Some(ends);
+            *self = new;
         }
     }
 
@@ -216,32 +241,6 @@ pub(super) type UnitResult = Result<UnitState, BusError>;
 fn patience() -> Deadline {
     let is_root = rustix::process::geteuid().is_root();
     Deadline::after(if is_root { CHANGE_TIME } else { ASK_TIME })
-}
-
-fn bus(scope: Scope) -> zbus::Result<Builder<'static>> {
-    match scope {
-        Scope::System => Builder::system(),
-        Scope::User => Builder::session(),
-    }
-}
-
-async fn connect(builder: zbus::Result<Builder<'_>>) -> Result<Systemd, BusError> {
-    let connection = within(Deadline::after(CONNECT_TIME), builder?.build()).await?;
-    Ok(Systemd { connection, ends: None })
-}
-
-/// The socket on which a service manager itself listens, for root or its user only; `systemctl`
-/// goes there too where the bus is down. Not where another bus is named: that is what was meant.
-fn direct_address(scope: Scope) -> Option<PathBuf> {
-    let (bus_variable, path) = match scope {
-        Scope::System => ("DBUS_SYSTEM_BUS_ADDRESS", PathBuf::from("/run/systemd/private")),
-        Scope::User => {
-            let runtime = std::env::var_os("XDG_RUNTIME_DIR")?;
-            ("DBUS_SESSION_BUS_ADDRESS", Path::new(&runtime).join("systemd/private"))
-        }
-    };
-    let may = scope == Scope::User || rustix::process::geteuid().is_root();
-    (may && std::env::var_os(bus_variable).is_none() && path.exists()).then_some(path)
 }
 
 async fn manager(connection: &Connection) -> zbus::Result<Systemd1Proxy<'_>> {
