@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ while True: signal.pause()";
 /// A service manager's end of what is told it.
 struct Systemd {
     socket: UnixDatagram,
+    /// What pmr printed.
+    log: PathBuf,
     /// All that was told so far.
     told: Vec<String>,
     /// The copies that it was given, by their names.
@@ -36,7 +39,8 @@ impl Systemd {
     fn new(setup: &Setup) -> Self {
         let socket = UnixDatagram::bind(setup.directory.join("notify")).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(PATIENCE_MS))).unwrap();
-        Self { socket, told: Vec::new(), stored: Vec::new() }
+        let log = setup.directory.join("stderr");
+        Self { socket, log, told: Vec::new(), stored: Vec::new() }
     }
 
     /// What a unit's main process is given. The heartbeat of the supervisor is due each 166 ms.
@@ -58,7 +62,10 @@ impl Systemd {
         let buffers = &mut [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::CMSG_CLOEXEC;
         let message = rustix::net::recvmsg(&self.socket, buffers, &mut control, flags);
-        let count = message.unwrap_or_else(|error| panic!("{error} after {:?}", self.told)).bytes;
+        let count = message.map(|message| message.bytes).unwrap_or_else(|error| {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            panic!("{error} after {:?}\n{log}", self.told)
+        });
         let text = String::from_utf8(bytes[..count].to_vec()).unwrap();
         let fds: Vec<OwnedFd> = control
             .drain()
