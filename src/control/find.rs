@@ -98,6 +98,12 @@ pub fn app_directory(
     }
 }
 
+/// Whether the service manager has made this directory for the calling unit, and removes it.
+pub fn is_given(directory: &Path, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let given = variable("RUNTIME_DIRECTORY").unwrap_or_default();
+    std::env::split_paths(&given).any(|one| one == directory)
+}
+
 /// The directory with the configs of the caller's units, which need not be there:
 /// `PMR_CONFIG_DIR` where it is set, else the system's for root and for a system service of any
 /// user, else the user's (`$XDG_CONFIG_HOME/pmr` or `~/.config/pmr`).
@@ -275,6 +281,9 @@ mod tests {
         assert_eq!(made(None), Path::new("/run/pmr/web"));
         let own = std::env::temp_dir();
         assert_eq!(made(own.to_str()), own.join("web"));
+        let given =
+            |directory| is_given(Path::new(directory), |_| Some("/run/other:/run/pmr/web".into()));
+        assert!(given("/run/pmr/web") && !given("/run/pmr") && !given("/tmp/pmr/web"));
     }
 
     #[test]

@@ -20,4 +20,6 @@ pub mod server;
 mod varlink;
 
 pub use crate::policy::Spoken;
-pub use find::{Home, Place, Scope, app_directory, config_directory, homes, own_directory, places};
+pub use find::{
+    Home, Place, Scope, app_directory, config_directory, homes, is_given, own_directory, places,
+};

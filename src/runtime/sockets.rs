@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use crate::control::is_given;
 use crate::control::protocol::INTERFACE;
 use crate::keeper::protocol::{PARKED, ToKeeper};
 use crate::spec::{ExecMode, ListenAddress};
@@ -145,7 +146,8 @@ fn listens_at(fd: &OwnedFd, address: &ListenAddress) -> bool {
 }
 
 /// Tells the keeper what to remove at the very end, whoever ends the app. A config in the app's own
-/// runtime directory was made by pmr (the demo's), and goes with it.
+/// runtime directory was made by pmr (the demo's), and goes with it. A directory that the service
+/// manager has made it removes itself, and pmr may have no right to.
 pub(super) fn declare_remains(
     keeper: &mut KeeperLink,
     directory: &Path,
@@ -159,6 +161,7 @@ pub(super) fn declare_remains(
     let config = config.filter(|config| config.starts_with(directory)).map(text);
     let files = own.into_iter().chain(config).chain(sockets.files());
     let home = level.home().and_then(|home| home.made()).map(text);
-    let directories = home.into_iter().chain([text(directory)]).collect();
+    let made = !is_given(directory, |name| std::env::var_os(name));
+    let directories = home.into_iter().chain(made.then(|| text(directory))).collect();
     keeper.say(&ToKeeper::Remove { files: files.collect(), directories }, &[])
 }
