@@ -1,0 +1,20 @@
+# kill -9 of the supervisor, ten times under load: no app is touched, no request fails.
+demo web 10000 2 </dev/null
+systemctl start pmr@web
+wait_for 10 "both are online" online web 2
+load_start 10000
+before=$(pids web) main=$(keeper web)
+for _ in 1 2 3 4 5; do
+    old=$(supervisor web)
+    kill -KILL "$old"
+    wait_for 30 "there is another supervisor" another_supervisor web "$old"
+    wait_for 30 "it answers" online web 2
+    load_goes_on 10
+done
+equal "pids of the instances" "$(pids web)" "$before"
+equal "the keeper" "$(keeper web)" "$main"
+wait_for 20 "STATUS is right again" status_text web '^2/2 online'
+load_stop 0
+step "an instance of before is still restarted"
+kill -KILL "$(pmr pid web | head -n 1)"
+wait_for 20 "a restart is counted" field_is web 0 restarts 1
