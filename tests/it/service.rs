@@ -62,10 +62,11 @@ impl Systemd {
         let buffers = &mut [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::CMSG_CLOEXEC;
         let message = rustix::net::recvmsg(&self.socket, buffers, &mut control, flags);
-        let count = message.map(|message| message.bytes).unwrap_or_else(|error| {
+        let message = message.unwrap_or_else(|error| {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             panic!("{error} after {:?}\n{log}", self.told)
         });
+        let count = message.bytes;
         let text = String::from_utf8(bytes[..count].to_vec()).unwrap();
         let fds: Vec<OwnedFd> = control
             .drain()
