@@ -52,16 +52,20 @@ impl Check {
 /// and from the releases that the keeper holds. Says why not on stderr, with exit status 1.
 pub fn preflight(keeper_pid: u32) -> u8 {
     let state = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string());
-    let result = state
-        .and_then(|fd| Record::open(fd).1.map(|_| ()))
-        .and_then(|()| read_releases(keeper_pid).map_err(|error| error.to_string()));
-    match result {
+    match state.and_then(|state| check(state, keeper_pid)) {
         Ok(()) => 0,
         Err(why) => {
             super::say_to_stderr(&format!("cannot go on from the running state: {why}"));
             1
         }
     }
+}
+
+/// Why this binary cannot go on from that state and those releases, where it cannot.
+fn check(state: OwnedFd, keeper_pid: u32) -> Result<(), String> {
+    let (_, remembered) = Record::open(state);
+    remembered?;
+    read_releases(keeper_pid).map_err(|error| error.to_string())
 }
 
 /// Reads every release in the keeper's hands.
@@ -185,5 +189,25 @@ fn report(file: &mut File) -> String {
     match read {
         Ok(_) => String::from_utf8_lossy(&text).trim().replace('\n', "; "),
         Err(_) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::VERSION;
+    use crate::sys::statefile::StateFile;
+
+    #[test]
+    fn the_state_of_a_newer_pmr_is_refused_before_anything_changes() {
+        // What a downgrade meets.
+        let mut file = StateFile::create("pmr-test-newer").unwrap();
+        let newer = VERSION.checked_add(1).unwrap();
+        file.write(newer, b"{}").unwrap();
+        let why = check(file.duplicate().unwrap(), 0).unwrap_err();
+        assert_eq!(why, format!("the state has version {newer}, not {VERSION}"));
+        file.write(VERSION, b"{}").unwrap();
+        let why = check(file.duplicate().unwrap(), 0).unwrap_err();
+        assert!(why.contains("cannot be read"), "{why}");
     }
 }
