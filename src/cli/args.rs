@@ -163,6 +163,14 @@ pub enum Command {
         #[command(flatten)]
         patience: Patience,
     },
+    /// Change limits of running instances, until the next reload or restart
+    Set {
+        /// NAME, all or /PATTERN/
+        target: String,
+        /// A limit as in the config, as `memory_max=600M`; without a value it is taken away
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = assignment)]
+        values: Vec<(String, String)>,
+    },
     /// Send a signal to the main process of every instance
     Signal {
         /// Name or number: HUP, SIGUSR2, 10
@@ -339,6 +347,12 @@ fn signal(text: &str) -> Result<i32, String> {
         nix::sys::signal::Signal::try_from(*number).is_ok_and(|signal| signal.as_str() == name)
     };
     (1..=31).find(is_named).ok_or_else(|| format!("there is no signal {name}"))
+}
+
+/// `memory_max=600M`
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("it is written KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What changes an app: asked of every app that is meant at once, then waited for.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,6 +9,7 @@ use super::apps::{App, Apps, Found, Streams, call_error, join, soon};
 use super::args::{Patience, ScaleBy};
 use super::error::Error;
 use super::progress::{ProgressLine, look_every};
+use super::table::harmless;
 use crate::control::client::{CallError, Client, ConnectError, Deadline};
 
 /// So many looks in a row without an answer mean that nobody is there. The keeper replaces a
@@ -49,6 +51,12 @@ impl Change {
     pub(super) fn reload() -> Self {
         let (method, parameters) = ("Reload", json!({}));
         Self { method, parameters, doing: "reload", going: "reloading", done: "reloaded" }
+    }
+
+    pub(super) fn set(values: &BTreeMap<String, String>) -> Self {
+        let (method, parameters) = ("Set", json!({ "values": values }));
+        let (doing, going) = ("change the limits of", "changing the limits of");
+        Self { method, parameters, doing, going, done: "changed the limits of" }
     }
 
     pub(super) fn signal(slot: Option<u16>, signal: i32) -> Self {
@@ -157,7 +165,11 @@ fn await_outcome(
     line.clear(streams)?;
     let part = answer.map_err(call_error(&app.name, change.doing))?;
     let changed = part.parameters.get("changed").and_then(Value::as_bool).unwrap_or(true);
-    report(&app, change, changed, streams)
+    report(&app, change, changed, streams)?;
+    if let Some(note) = part.parameters.get("note").and_then(Value::as_str) {
+        writeln!(streams.err, "{}", harmless(note))?;
+    }
+    Ok(())
 }
 
 fn report(

@@ -18,6 +18,7 @@ mod logs;
 mod man;
 mod pid;
 mod progress;
+mod set;
 mod status;
 mod systemd;
 mod table;
@@ -140,6 +141,7 @@ fn perform(command: Command, apps: &Apps, streams: &mut Streams<'_>) -> Result<N
         Command::Scale { name, count, patience } => {
             change::scale(apps, &name, count, patience, streams)?;
         }
+        Command::Set { target, values } => set::run(apps, &target, values, streams)?,
         Command::Signal { signal, target, slot } => {
             at_once(apps, &target, &Change::signal(slot, signal), streams)?;
         }

@@ -8,16 +8,13 @@ use toml::de::DeValue;
 
 use super::Source;
 use super::environment::{ENV_BYTES_MAX, environment};
+use super::limits;
 use super::raw::{Complaint, Reader, Value};
 use super::values::{self, DURATION_MAX, any_address};
 use crate::spec::{
-    Alerts, Backoff, Balance, Bytes, Environment, ExecMode, Health, INSTANCES_MAX, Identity,
-    Instances, Limits, ListenAddress, MemoryRules, Probe, Program, Readiness, RestartRules,
-    RollingRules, Spec, StopRules, Watch,
+    Alerts, Backoff, Balance, Environment, ExecMode, Health, INSTANCES_MAX, Identity, Instances,
+    ListenAddress, Probe, Program, Readiness, RestartRules, RollingRules, Spec, StopRules, Watch,
 };
-
-/// Least memory limit. Less is a forgotten unit.
-const MEMORY_MIN: Bytes = Bytes(1 << 20);
 
 /// Shortest default of `restart_window`.
 const RESTART_WINDOW_MIN: Duration = Duration::from_mins(1);
@@ -71,13 +68,8 @@ pub(super) fn spec(source: &Source, overlay: Option<&str>, reader: &mut Reader<'
         ready: readiness(readiness_needs_address, reader),
         listen_timeout: duration("listen_timeout", false, Duration::from_secs(30), reader),
         stop: stop(reader),
-        memory: memory(reader),
-        limits: Limits {
-            cpu_weight: reader.read("cpu_weight", values::integer(1..=10_000)),
-            cpu_max_percent: reader.read("cpu_max", values::percent),
-            // The most that the kernel's PID space holds (PID_MAX_LIMIT, proc(5)).
-            tasks_max: reader.read("tasks_max", values::integer(1..=4_194_304)),
-        },
+        memory: limits::memory(reader),
+        limits: limits::limits(reader),
         health: health(readiness_needs_address, reader),
         watchdog: reader.read("watchdog", values::duration(false)),
         cron_restart: reader.read("cron_restart", values::cron),
@@ -310,26 +302,6 @@ fn stop(reader: &mut Reader<'_>) -> StopRules {
     }
 }
 
-fn memory(reader: &mut Reader<'_>) -> MemoryRules {
-    let restart_above = reader.read("max_memory_restart", values::bytes(MEMORY_MIN));
-    let max = reader.read("memory_max", values::bytes(MEMORY_MIN));
-    if let (Some(limit), Some(max)) = (restart_above, max)
-        && max < limit
-    {
-        let message = format!("`memory_max` is {max}, less than `max_memory_restart` ({limit})");
-        let hint = "the kernel would kill an instance before pmr could replace it".to_owned();
-        reader.problem("memory_max", message, Some(hint));
-    }
-    // A quarter above: room for what the instance still does while its replacement starts.
-    let quarter_above = |Bytes(limit): Bytes| Bytes(limit.saturating_add(limit >> 2));
-    MemoryRules {
-        restart_above,
-        max: max.or(restart_above.map(quarter_above)),
-        swap_max: reader.read("memory_swap_max", values::bytes(Bytes(0))),
-    }
-}
-
-/// Complains if `key` is there and no table; says whether it is one.
 fn table(key: &str, hint: &str, reader: &mut Reader<'_>) -> bool {
     let form = |value: &Value<'_>| match value.get_ref() {
         DeValue::Table(_) => Ok(()),

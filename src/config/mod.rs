@@ -7,6 +7,7 @@
 mod check;
 mod environment;
 mod keys;
+mod limits;
 mod problem;
 mod raw;
 mod syntax;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use toml::de::DeTable;
 
 pub use environment::{EnvFileError, EnvFileFault, read_env_file};
+pub use limits::change_limits;
 pub use problem::{PlacedProblem, Problem, Problems, Severity, line_and_column};
 pub use template::template;
 pub use words::{WordsError, split_words};

@@ -492,6 +492,7 @@ pub fn event_name(reason: &Reason) -> &'static str {
         Reason::RollDone { .. } => "roll-done",
         Reason::RollFailed { .. } => "roll-failed",
         Reason::RollCancelled { .. } => "roll-cancelled",
+        Reason::LimitsChanged { .. } => "limits-changed",
         Reason::MemoryAbove { .. } => "memory-above",
         Reason::MemoryWaits { .. } => "memory-waits",
         Reason::MemoryHurry { .. } => "memory-hurry",

@@ -112,8 +112,14 @@ pub enum Call {
         /// Which.
         slot: Option<u16>,
     },
-    /// Answer: [`Reply::Outcome`], or [`FaultKind::Invalid`] with what is wrong in the config.
+    /// Answer: [`Reply::Outcome`], [`Reply::Adjusted`] where limits alone were changed, or
+    /// [`FaultKind::Invalid`] with what is wrong in the config.
     Reload {},
+    /// Answer: [`Reply::Adjusted`], or [`FaultKind::Invalid`] with what is wrong in them.
+    Set {
+        /// Limits by the keys of the config.
+        values: BTreeMap<String, String>,
+    },
     /// Answer: [`Reply::Outcome`].
     Scale {
         /// How many slots; the core checks it.
@@ -160,6 +166,7 @@ impl Call {
             | Self::Stop { .. }
             | Self::Restart { .. }
             | Self::Reload {}
+            | Self::Set { .. }
             | Self::Scale { .. }
             | Self::Signal { .. }
             | Self::Reset { .. }
@@ -182,6 +189,10 @@ impl Call {
             "Stop" => Self::Stop { slot },
             "Restart" => Self::Restart { slot },
             "Reload" => Self::Reload {},
+            "Set" => match &parameters.values {
+                Some(values) if !values.is_empty() => Self::Set { values: values.clone() },
+                Some(_) | None => return Err(invalid_parameter("values")),
+            },
             "Scale" => {
                 Self::Scale { count: parameters.count.ok_or_else(|| invalid_parameter("count"))? }
             }
@@ -210,6 +221,8 @@ pub enum Reply {
     App(Box<AppState>),
     /// What came of a wish.
     Outcome(Outcome),
+    /// Limits were changed, and nothing was started or stopped; what there is to say of it.
+    Adjusted(String),
     /// An instance's environment.
     Environment(BTreeMap<String, String>),
     /// Lines of output.
@@ -404,6 +417,7 @@ impl Connection {
                 Ok(changed) => success(json!({ "changed": changed })),
                 Err(fault) => fault_answer(&fault),
             },
+            Reply::Adjusted(note) => success(json!({ "changed": true, "note": note })),
             Reply::Fault(fault) => fault_answer(&fault),
         };
         self.close_call();

@@ -1,6 +1,6 @@
 //! Varlink's framing and envelope, and `org.varlink.service`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -82,6 +82,7 @@ pub(super) struct Parameters {
     pub(super) signal: Option<i32>,
     pub(super) lines: Option<u32>,
     pub(super) follow: Option<bool>,
+    pub(super) values: Option<BTreeMap<String, String>>,
     pub(super) interface: Option<String>,
 }
 

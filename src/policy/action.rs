@@ -49,6 +49,14 @@ pub enum Action {
         /// What.
         order: WireOrder,
     },
+    /// It runs `release` from now on, which differs in limits only: set them. No answer: a limit
+    /// that does not hold is shown, and no reason to end anything.
+    Adjust {
+        /// Which.
+        generation: Generation,
+        /// What it runs.
+        release: ReleaseId,
+    },
     /// An entry for the journal.
     Note(Note),
     /// The answer to a wish.

@@ -238,6 +238,13 @@ pub enum Wish {
         /// Its rules.
         rules: Rules,
     },
+    /// Go on as `release`, which differs in limits only: nothing is started or stopped.
+    Adjust {
+        /// The current release with other limits.
+        release: ReleaseId,
+        /// Its rules.
+        rules: Rules,
+    },
     /// That many slots: 1 to [`crate::spec::INSTANCES_MAX`]; the highest go first.
     Scale {
         /// How many.

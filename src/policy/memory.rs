@@ -434,6 +434,20 @@ impl Instance {
         }
     }
 
+    /// Its limit is another one: the wire is put up there, or taken away.
+    pub(super) fn handle_new_limit(&mut self, turn: &mut Turn<'_>) {
+        if !self.is_wanted() || self.pid.is_none() {
+            return;
+        }
+        if let Some(Bounds { limit, .. }) = Bounds::of(turn.rules(self.release)) {
+            self.wire = Wire::unknown(turn.now);
+            self.order(WireOrder::Arm { limit }, turn);
+        } else {
+            self.wire = Wire::default();
+            self.order(WireOrder::Lift, turn);
+        }
+    }
+
     /// A person has said that what was given up counts again.
     pub(super) fn rearm(&mut self, turn: &mut Turn<'_>) {
         let Some(Bounds { limit, .. }) = Bounds::of(turn.rules(self.release)) else { return };

@@ -84,6 +84,11 @@ pub enum Reason {
         /// Why it was begun.
         kind: RollKind,
     },
+    /// Limits were changed without a restart.
+    LimitsChanged {
+        /// What has the new ones.
+        release: ReleaseId,
+    },
     /// Its memory is over the limit.
     MemoryAbove {
         /// What it uses, in bytes.
@@ -259,6 +264,9 @@ impl fmt::Display for Reason {
                 write!(f, "{kind} ended early: the new instance of slot {slot} failed")
             }
             Self::RollCancelled { kind } => write!(f, "{kind} cancelled"),
+            Self::LimitsChanged { release } => {
+                write!(f, "limits changed without a restart: release {release}")
+            }
             Self::MemoryAbove { bytes, limit, split } => {
                 fmt_above(f, *bytes, *limit, split.as_ref())
             }

@@ -259,6 +259,22 @@ impl Slot {
         }
     }
 
+    /// Whatever of it is of the release `from` is of `to`, which has other limits.
+    pub(super) fn adjust(&mut self, from: ReleaseId, to: ReleaseId, turn: &mut Turn<'_>) {
+        if self.release == from {
+            self.release = to;
+            self.memory = super::memory::MemoryHistory::default();
+        }
+        for instance in self.instances_mut().filter(|instance| instance.release == from) {
+            instance.release = to;
+            let generation = instance.generation;
+            turn.out.push(Action::Adjust { generation, release: to });
+            if turn.rules(from).memory_limit != turn.rules(to).memory_limit {
+                instance.handle_new_limit(turn);
+            }
+        }
+    }
+
     /// Ends whatever runs in it.
     pub(super) fn end_all(&mut self, cause: &EndCause, turn: &mut Turn<'_>) {
         for instance in self.instances_mut() {

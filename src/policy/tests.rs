@@ -169,6 +169,9 @@ impl World {
                 self.line(&format!("{slot}{}", note.reason));
             }
             Action::Reply { ticket, outcome } => self.line(&format!("#{} {outcome}", ticket.0)),
+            Action::Adjust { generation, release } => {
+                self.line(&format!("{generation} is of {release}"));
+            }
             Action::Announce(state) => self.line(&format!("unit: {state:?}").to_lowercase()),
             Action::Wire { generation, order } => self.wire(generation, order, events),
             Action::Send { generation, signal } => {
@@ -882,4 +885,19 @@ fn a_stale_spawn_failure_does_not_change_what_follows_an_exit() {
     let stale = Event::Fact(Fact::SpawnFailed { generation, failure });
     world.policy.handle(now, stale, &mut out);
     assert_eq!((world.policy.saved(), out), (&before, vec![]));
+}
+
+#[test]
+fn limits_are_changed_without_a_restart() {
+    let mut world = World::new(2, &rules(), &[]);
+    world.run(1000);
+    let limited = Rules { memory_limit: Some(1 << 20), ..rules() };
+    let wish = Wish::Adjust { release: ReleaseId(2), rules: limited };
+    world.event(Event::Wish(Some(Ticket(1)), wish));
+    world.run(20_000);
+    assert_eq!(world.lines(" is of "), ["1000 1 is of 2", "1000 2 is of 2"]);
+    assert_eq!(spawns(&world).len(), 2);
+    assert_eq!(world.policy.releases(), [ReleaseId(2)].into());
+    // What follows goes by the new limits.
+    assert_eq!(world.policy.memory_watched().len(), 2);
 }

@@ -6,7 +6,7 @@ use super::Policy;
 use super::action::Action;
 use super::event::Wish;
 use super::fleet::{RollEnd, Scene};
-use super::id::{SlotId, Ticket};
+use super::id::{ReleaseId, SlotId, Ticket};
 use super::operation::{Awaits, OPERATIONS_MAX, Operation};
 use super::reason::{Outcome, Reason, Refusal, RollKind};
 use super::roll::Roll;
@@ -49,7 +49,10 @@ impl Policy {
             | Wish::Restart { slot, .. }
             | Wish::Signal { slot, .. }
             | Wish::Reset { slot } => *slot,
-            Wish::Reload { .. } | Wish::Scale { .. } | Wish::ShutDown { .. } => None,
+            Wish::Reload { .. }
+            | Wish::Adjust { .. }
+            | Wish::Scale { .. }
+            | Wish::ShutDown { .. } => None,
         };
         let starts = matches!(wish, Wish::Start { .. } | Wish::Restart { .. });
         if let Some(slot) = slot.filter(|&slot| {
@@ -59,7 +62,10 @@ impl Policy {
             return Some(Refusal::NoSuchSlot(slot));
         }
         let changes = match wish {
-            Wish::Restart { .. } | Wish::Reload { .. } | Wish::Scale { .. } => {
+            Wish::Restart { .. }
+            | Wish::Reload { .. }
+            | Wish::Adjust { .. }
+            | Wish::Scale { .. } => {
                 if let Some(roll) = &fleet.roll {
                     return Some(Refusal::Busy(roll.kind));
                 }
@@ -90,6 +96,10 @@ impl Policy {
                 self.rules.insert(release, rules);
                 self.begin_roll(RollKind::Reload, None, release, out)
             }
+            Wish::Adjust { release, rules } => {
+                self.rules.insert(release, rules);
+                self.scene(roll_end, out).adjust_wish(release)
+            }
             Wish::Start { slot } => self.scene(roll_end, out).start_wish(slot),
             Wish::Stop { slot } => self.scene(roll_end, out).stop_wish(slot),
             Wish::Scale { count } => self.scene(roll_end, out).scale_wish(count),
@@ -112,7 +122,7 @@ impl Policy {
         &mut self,
         kind: RollKind,
         slot: Option<SlotId>,
-        release: super::ReleaseId,
+        release: ReleaseId,
         out: &mut Vec<Action>,
     ) -> Taken {
         let remaining: VecDeque<SlotId> = match slot {
@@ -133,6 +143,16 @@ impl Policy {
 impl Scene<'_> {
     fn targets(&self, slot: Option<SlotId>) -> Vec<SlotId> {
         slot.map_or_else(|| self.fleet.slot_ids().collect(), |slot| vec![slot])
+    }
+
+    /// What ran and was to be started as the current release is so as this one.
+    fn adjust_wish(&mut self, release: ReleaseId) -> Taken {
+        let from = std::mem::replace(&mut self.fleet.release, release);
+        for id in self.fleet.slot_ids() {
+            self.with_slot(id, |slot, turn| slot.adjust(from, release, turn));
+        }
+        self.note(Reason::LimitsChanged { release });
+        Taken::Answer(Outcome::Done)
     }
 
     fn start_wish(&mut self, slot: Option<SlotId>) -> Taken {

@@ -340,7 +340,15 @@ impl Takeover<'_> {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let cpus = u16::try_from(cpus).unwrap_or(u16::MAX);
         let count = newest.spec.instances.resolve(cpus);
-        let survivors: Vec<Survivor> = self.children.iter().filter_map(survivor).collect();
+        // One whose limits were changed is of a release that is not there any more.
+        let of_known = |mut survivor: Survivor| {
+            if !releases.contains_key(&survivor.release) {
+                survivor.release = newest.id;
+            }
+            survivor
+        };
+        let survivors: Vec<Survivor> =
+            self.children.iter().filter_map(survivor).map(of_known).collect();
         let none = BTreeSet::new();
         let children = self.children.iter().map(|known| Generation(known.child.generation));
         let left = home
@@ -367,8 +375,11 @@ impl Takeover<'_> {
         let mut known = BTreeSet::new();
         for Known { child, pidfd, exited } in std::mem::take(&mut self.children) {
             let ended = exited.is_some();
-            let (generation, instance) = instances::adopt(&child, pidfd, ended, &mut self.fds);
+            let (generation, mut instance) = instances::adopt(&child, pidfd, ended, &mut self.fds);
             known.insert(generation);
+            // The keeper knows the release that it was spawned of: its limits may be others now.
+            let release = parts.policy.release_of(generation);
+            instance.release = release.unwrap_or(instance.release);
             if held.contains(&generation) {
                 let pid = child.pid;
                 parts.events.push_back(Event::Fact(Fact::Spawned { generation, pid }));

@@ -35,6 +35,7 @@ impl Runtime {
     /// Works on a call. It is answered here, or later by the core's outcome.
     pub(super) fn handle_call(&mut self, client: u64, call: &Call) {
         match *call {
+            Call::Set { ref values } => self.set_limits(client, values),
             Call::List => {
                 let app = Box::new(self.app_state(false));
                 self.reply(client, Reply::App(app));

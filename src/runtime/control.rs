@@ -1,7 +1,7 @@
 //! The control socket's fds: accepting, reading and writing. What is said is for
 //! [`crate::control::server`], what is answered for `answers`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::unistd::{Group, geteuid};
@@ -45,6 +45,8 @@ pub(super) struct Control {
     last_ticket: u64,
     /// Who waits for the outcome of which wish.
     pub(super) tickets: BTreeMap<Ticket, u64>,
+    /// Those of them that change limits only.
+    pub(super) adjusting: BTreeSet<Ticket>,
     /// The check of a new binary that runs.
     pub(super) check: Option<Check>,
 }
@@ -58,6 +60,7 @@ impl Control {
             last_client: 0,
             last_ticket: 0,
             tickets: BTreeMap::new(),
+            adjusting: BTreeSet::new(),
             check: None,
         }
     }
@@ -216,12 +219,19 @@ impl Runtime {
             self.forget_fd(&client.socket);
         }
         self.control.tickets.retain(|_, client| *client != id);
+        let tickets = &self.control.tickets;
+        self.control.adjusting.retain(|ticket| tickets.contains_key(ticket));
     }
 
     /// The core's answer to a wish.
     pub(super) fn answer(&mut self, ticket: Ticket, outcome: Outcome) {
+        let adjusting = self.control.adjusting.remove(&ticket);
         if let Some(client) = self.control.tickets.remove(&ticket) {
-            self.reply(client, crate::control::server::Reply::Outcome(outcome));
+            let reply = match outcome {
+                Outcome::Done if adjusting => self.adjusted(),
+                outcome => crate::control::server::Reply::Outcome(outcome),
+            };
+            self.reply(client, reply);
         }
     }
 

@@ -54,6 +54,7 @@ const KINDS: &[Kind] = &[
     kind("memory-hurry", "35b7ca147c4d4c0e84a12802ab5d1823", Level::WARN),
     kind("memory-cache", "016faf84b36e440ea0366df8a2e35e10", Level::INFO),
     kind("memory-limit-too-low", "2c5c6c44a7534c94972fe2eda53e6761", Level::ERROR),
+    kind("limits-changed", "050c871664224c27918c826aaa8407a0", Level::INFO),
     kind("shutting-down", "7264b2a170cc4a70ac5e25b03883078e", Level::INFO),
     kind("over", "2ffe3cd9681a40e0972f70ce186f6506", Level::INFO),
     kind(WARNING, "4a715f3004fd4e9b97f094347751ef3f", Level::WARN),

@@ -36,6 +36,7 @@ impl Runtime {
                     self.clear(slot, generation, true);
                 }
             }
+            Action::Adjust { generation, release } => self.adjust(generation, release),
             Action::Announce(state) => self.announce(state),
             Action::Wire { generation, order } => self.perform_wire(generation, order),
             Action::Note(note) => self.note(&note),

@@ -1,9 +1,10 @@
 //! Limits of instances' groups: from the config to the kernel, and what is said where they do not
 //! hold.
 
-use crate::control::protocol::LimitState;
-use crate::policy::{Exit, Oom};
-use crate::spec::Spec;
+use crate::control::protocol::{Fault, FaultKind, LimitState};
+use crate::control::server::Reply;
+use crate::policy::{Exit, Generation, Oom, ReleaseId};
+use crate::spec::{Bytes, Spec};
 use crate::sys::cgroup::{Group, LimitKind, Limits, Untaken};
 
 use super::Runtime;
@@ -80,6 +81,73 @@ impl Runtime {
             .collect()
     }
 
+    /// Sets the limits of what an instance runs now.
+    pub(super) fn adjust(&mut self, generation: Generation, release: ReleaseId) {
+        let Some(instance) = self.instances.get_mut(&generation) else { return };
+        instance.release = release;
+        self.set_again(generation);
+    }
+
+    /// Sets an instance's limits, which stand already unless something was changed.
+    fn set_again(&mut self, generation: Generation) {
+        let Some(instance) = self.instances.get_mut(&generation) else { return };
+        let release = self.releases.get(&instance.release).filter(|_| !instance.ended);
+        let (Some(release), Some(group)) = (release, &instance.group) else { return };
+        instance.untaken = self.level.limit(group, &asked(&release.spec));
+        let untaken: Vec<_> = instance.untaken.iter().map(ToString::to_string).collect();
+        for untaken in untaken {
+            self.warn(&format!("not enforced for generation {generation}: {untaken}"));
+        }
+    }
+
+    /// After an adopt: the supervisor before may have died while it changed limits.
+    pub(super) fn set_all_again(&mut self) {
+        let generations: Vec<_> = self.instances.keys().copied().collect();
+        for generation in generations {
+            let instance = self.instances.get(&generation);
+            let release = instance.and_then(|instance| self.releases.get(&instance.release));
+            let cap = release.and_then(|release| release.spec.memory.max);
+            let above = |instance: &Instance| instance.is_above(cap.map(|cap| cap.0)).is_some();
+            // The kernel would kill it for that.
+            if !instance.is_some_and(above) {
+                self.set_again(generation);
+            }
+        }
+    }
+
+    /// Says which instance uses more than the cap of `spec`, where one does and the kernel would
+    /// kill it for that.
+    pub(super) fn above_cap(&self, spec: &Spec) -> Option<String> {
+        let cap = spec.memory.max.filter(|_| self.level.is_full())?;
+        self.instances.values().filter(|instance| !instance.ended).find_map(|instance| {
+            let bytes = Bytes(instance.is_above(Some(cap.0))?);
+            let slot = instance.slot;
+            Some(format!(
+                "slot {slot} uses {bytes} of memory, more than a memory_max of {cap}: the kernel \
+                 would kill it"
+            ))
+        })
+    }
+
+    /// What is answered when limits were changed: which of them do not hold, or that nothing was
+    /// restarted.
+    pub(super) fn adjusted(&self) -> Reply {
+        let states = self.limit_states();
+        let reason = |state: &LimitState| Some(format!("{}: {}", state.key, state.reason.clone()?));
+        let refused = self.instances.values().any(|instance| !instance.untaken.is_empty());
+        let reasons: Vec<_> = states.iter().filter_map(reason).collect();
+        if refused {
+            return Reply::Fault(Fault::new(FaultKind::Failed, reasons.join("; ")));
+        }
+        let count = self.instances.values().filter(|instance| !instance.ended).count();
+        let mut note = format!("limits changed, running instances kept: {count}");
+        if !reasons.is_empty() {
+            note.push_str("; NOT enforced here: ");
+            note.push_str(&reasons.join("; "));
+        }
+        Reply::Adjusted(note)
+    }
+
     /// Says once what is asked for and cannot be had.
     pub(super) fn announce_unenforced(&mut self) {
         let states = self.limit_states();
@@ -98,6 +166,12 @@ impl Runtime {
 }
 
 impl Instance {
+    /// What it uses, where that is more than `cap`.
+    fn is_above(&self, cap: Option<u64>) -> Option<u64> {
+        let used = self.group.as_ref()?.usage().memory_bytes?;
+        (used > cap?).then_some(used)
+    }
+
     /// Which memory was short, where the kernel has killed in its group for that. To be asked
     /// before the group is removed.
     fn oom(&self) -> Option<Oom> {

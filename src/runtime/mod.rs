@@ -206,6 +206,7 @@ impl Runtime {
             runtime.adopt_wire(generation, &instance);
             runtime.instances.insert(generation, instance);
         }
+        runtime.set_all_again();
         runtime.end_strangers(parts.strangers);
         runtime.save();
         runtime.perform_all(parts.actions);

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::{self, EnvFileError, LoadError};
 use crate::policy::{ReleaseId, Rules};
-use crate::spec::Spec;
+use crate::spec::{Limits, MemoryRules, Spec};
 use crate::sys::identity::{self, Identity, IdentityError};
 use crate::sys::statefile::{self, StateError};
 use crate::sys::{Error, process};
@@ -35,6 +35,8 @@ pub(super) const FD_NAME: &str = "release.";
 pub(super) struct Release {
     pub(super) id: ReleaseId,
     pub(super) spec: Spec,
+    /// The limits in the config file, where those of `spec` were changed since.
+    pub(super) written: Option<(MemoryRules, Limits)>,
     /// The config file, absolute.
     pub(super) config: PathBuf,
     /// `--env NAME`.
@@ -52,6 +54,8 @@ pub(super) struct Release {
 struct Header {
     id: ReleaseId,
     spec: Spec,
+    #[serde(default)]
+    written: Option<(MemoryRules, Limits)>,
     config: PathBuf,
     overlay: Option<String>,
     directory: PathBuf,
@@ -108,7 +112,34 @@ impl Release {
             environment,
             identity,
             spec,
+            written: None,
         })
+    }
+
+    /// The same with other limits.
+    pub(super) fn with_limits(&self, id: ReleaseId, memory: MemoryRules, limits: Limits) -> Self {
+        let written = Some(self.written());
+        let mut release = Self { id, written, ..self.clone() };
+        (release.spec.memory, release.spec.limits) = (memory, limits);
+        release
+    }
+
+    /// The limits in the config file, when it was read.
+    fn written(&self) -> (MemoryRules, Limits) {
+        let Spec { memory, limits, .. } = &self.spec;
+        self.written.clone().unwrap_or_else(|| (*memory, limits.clone()))
+    }
+
+    /// Whether the config of `newer` has other limits than this one's, and nothing else is
+    /// different. (Where nothing is, who reloads has changed the program.)
+    pub(super) fn differs_in_limits_only(&self, newer: &Self) -> bool {
+        let Self { spec, config, overlay, directory, environment, identity, .. } = newer;
+        let mut own = self.spec.clone();
+        (own.memory, own.limits) = (spec.memory, spec.limits.clone());
+        newer.written() != self.written()
+            && own == *spec
+            && (config, overlay, directory) == (&self.config, &self.overlay, &self.directory)
+            && (environment, identity) == (&self.environment, &self.identity)
     }
 
     /// What decisions about its instances are made by.
@@ -126,6 +157,7 @@ impl Release {
         let header = Header {
             id: self.id,
             spec: self.spec.clone(),
+            written: self.written.clone(),
             config: self.config.clone(),
             overlay: self.overlay.clone(),
             directory: self.directory.clone(),
@@ -158,8 +190,8 @@ impl Release {
             })
             .collect();
         let identity = resolve(&header.spec)?;
-        let Header { id, spec, config, overlay, directory } = header;
-        Ok(Self { id, spec, config, overlay, directory, environment, identity })
+        let Header { id, spec, written, config, overlay, directory } = header;
+        Ok(Self { id, spec, written, config, overlay, directory, environment, identity })
     }
 
     /// The app's `PATH`.

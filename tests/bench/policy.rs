@@ -75,6 +75,7 @@ impl World {
             }
             Action::Send { .. }
             | Action::Wire { .. }
+            | Action::Adjust { .. }
             | Action::Announce(_)
             | Action::Note(_)
             | Action::Reply { .. } => {}

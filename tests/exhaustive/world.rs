@@ -227,7 +227,11 @@ impl World {
             }
             Action::Clear { generation } => self.answers.push_back(Fact::Cleared { generation }),
             Action::Wire { generation, order } => self.wire(generation, order),
-            Action::Send { .. } | Action::Announce(_) | Action::Note(_) | Action::Reply { .. } => {}
+            Action::Send { .. }
+            | Action::Adjust { .. }
+            | Action::Announce(_)
+            | Action::Note(_)
+            | Action::Reply { .. } => {}
         }
     }
 

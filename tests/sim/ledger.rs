@@ -79,6 +79,7 @@ pub(crate) fn wish_name(wish: &Wish) -> &'static str {
         Wish::Stop { .. } => "stop",
         Wish::Restart { .. } => "restart",
         Wish::Reload { .. } => "reload",
+        Wish::Adjust { .. } => "adjust",
         Wish::Scale { .. } => "scale",
         Wish::Signal { .. } => "signal",
         Wish::Reset { .. } => "reset",
@@ -166,7 +167,10 @@ impl Ledger {
             | Wish::Restart { slot, .. }
             | Wish::Signal { slot, .. }
             | Wish::Reset { slot } => *slot,
-            Wish::Reload { .. } | Wish::Scale { .. } | Wish::ShutDown { .. } => None,
+            Wish::Reload { .. }
+            | Wish::Adjust { .. }
+            | Wish::Scale { .. }
+            | Wish::ShutDown { .. } => None,
         };
         let alive = self.instances.iter().filter(|it| it.1.known != Known::Ended);
         Asked {
@@ -230,7 +234,10 @@ impl Ledger {
                 self.slots = self.slots.max(*count);
             }
             Wish::ShutDown { .. } => self.shutting_down = true,
-            Wish::Reload { .. } | Wish::Signal { .. } | Wish::Reset { .. } => {}
+            Wish::Reload { .. }
+            | Wish::Adjust { .. }
+            | Wish::Signal { .. }
+            | Wish::Reset { .. } => {}
         }
     }
 
@@ -262,6 +269,7 @@ impl Ledger {
                     })?;
                     self.announced = Some(*state);
                 }
+                Action::Adjust { .. } => {}
                 Action::Note(note) => self.judge_note(note, now)?,
                 Action::Reply { ticket, .. } => {
                     let known = self.tickets.remove(ticket).is_some();

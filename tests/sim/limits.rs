@@ -123,6 +123,7 @@ impl Limits {
                 | Action::Kill { .. }
                 | Action::Clear { .. }
                 | Action::Wire { .. }
+                | Action::Adjust { .. }
                 | Action::Announce(_)
                 | Action::Reply { .. } => {}
             }

@@ -165,6 +165,10 @@ impl World<'_> {
                 Wish::Reload { release, rules }
             }
             Stimulus::Scale(count) => Wish::Scale { count },
+            Stimulus::Signal if self.now.is_multiple_of(2) => {
+                let (release, rules) = self.next_release();
+                Wish::Adjust { release, rules }
+            }
             Stimulus::Signal => Wish::Signal { slot: None, signal: 10 },
             Stimulus::Reset(one) => Wish::Reset { slot: slot(one) },
             Stimulus::ShutDown { now } => {
@@ -348,6 +352,7 @@ impl World<'_> {
                 Action::Clear { generation } => self.kernel.clear(now, generation),
                 Action::Wire { generation, order } => self.kernel.order(now, generation, order),
                 Action::Send { .. }
+                | Action::Adjust { .. }
                 | Action::Announce(_)
                 | Action::Note(_)
                 | Action::Reply { .. } => {}
