@@ -4,7 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::raw::Reader;
-use crate::spec::ExecMode;
+use crate::spec::{ExecMode, Spec};
 
 /// Every key; those of a table are written `table.key`. Besides these there are `env.*` and the
 /// overlays `env_NAME`.
@@ -214,6 +214,18 @@ pub(super) fn note_shared_port(mode: ExecMode, reader: &mut Reader<'_>) {
         let text = "the instances inherit one listening socket: the app must listen on fd 3 where \
                     `LISTEN_FDS` is set, or it finds its port in use";
         let hint = "in Node: server.listen(process.env.LISTEN_FDS ? { fd: 3 } : port)";
+        reader.note(key, text.to_owned(), Some(hint.to_owned()));
+    }
+}
+
+/// Notes that a replacement for memory interrupts an app that does not share its port.
+pub(super) fn note_gap(spec: &Spec, reader: &mut Reader<'_>) {
+    let key = "max_memory_restart";
+    let sound = !reader.is_faulty(key) && !reader.is_faulty("memory_max");
+    if reader.find(key).is_some() && sound && !spec.shares_port() {
+        let text =
+            "an instance over `max_memory_restart` is stopped before the next one is started";
+        let hint = "with `exec_mode = \"cluster\"` and a `port` the new one is online first";
         reader.note(key, text.to_owned(), Some(hint.to_owned()));
     }
 }

@@ -83,6 +83,7 @@ pub fn examine(source: &Source, overlay: Option<&str>) -> Examined {
         let spec = check::spec(source, overlay, &mut reader);
         keys::note_no_effect(&mut reader);
         keys::note_shared_port(spec.exec_mode, &mut reader);
+        keys::note_gap(&spec, &mut reader);
         let (findings, places, faulty) = reader.finish();
         if syntax.problems.is_empty() {
             return Examined { spec: Some(spec), findings, places, faulty };

@@ -462,3 +462,14 @@ proptest! {
         check_places(&text);
     }
 }
+
+#[test]
+fn a_replacement_for_memory_that_interrupts_the_app_is_said_beforehand() {
+    let gap = "an instance over `max_memory_restart` is stopped before the next one is started\n\
+               hint: with `exec_mode = \"cluster\"` and a `port` the new one is online first";
+    let text = "script = 'app.js'\nmax_memory_restart = '1G'\n";
+    assert_eq!(findings(text), [gap]);
+    assert_eq!(findings("script = 'app.js'\n"), strings(&[]));
+    let shared = format!("{text}instances = 2\nexec_mode = 'cluster'\nport = 10000\n");
+    assert_eq!(findings(&shared), strings(&[]));
+}

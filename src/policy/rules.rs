@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::id::ReleaseId;
-use crate::spec::{ExecMode, RestartRules, Spec};
+use crate::spec::{RestartRules, Spec};
 
 /// The part of a [`Spec`] that decisions are made by.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +34,7 @@ impl From<&Spec> for Rules {
             memory_limit: spec.memory.restart_above.map(|bytes| bytes.0),
             memory_max: spec.memory.max.map(|bytes| bytes.0),
             stable_for: spec.rolling.stable_for,
-            beside: spec.exec_mode == ExecMode::Cluster && !spec.listen.is_empty(),
+            beside: spec.shares_port(),
         }
     }
 }

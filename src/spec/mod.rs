@@ -75,6 +75,13 @@ fn yes() -> bool {
     true
 }
 
+impl Spec {
+    /// Whether two instances of a slot can serve beside each other while one replaces the other.
+    pub fn shares_port(&self) -> bool {
+        self.exec_mode == ExecMode::Cluster && !self.listen.is_empty()
+    }
+}
+
 /// What is executed: the argument vector, its first element the program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {

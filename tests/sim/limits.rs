@@ -100,6 +100,17 @@ impl Limits {
                 self.unstable.remove(&slot.slot);
             }
         }
+        // One that is ready late is stable at once, also where it is replaced at that very moment.
+        if let Event::Fact(Fact::Ready { generation }) = event {
+            for slot in &before.slots {
+                let late = |it: &pmr::policy::InstanceStatus| {
+                    it.generation == *generation && it.uptime >= rules.restart.min_uptime
+                };
+                if slot.instance.as_ref().is_some_and(late) {
+                    self.unstable.remove(&slot.slot);
+                }
+            }
+        }
         for action in out {
             match action {
                 // A replacement for memory has a budget of its own.
