@@ -453,6 +453,10 @@ fn systemd_hint(app: &str, doing: &str, source: &BusError) -> Option<String> {
         } else {
             "without systemd, `pmr run FILE` runs an app in the foreground".to_owned()
         }),
+        BusError::UserUnreachable(_) => Some(
+            "it runs while the user is logged in, or always after `loginctl enable-linger`"
+                .to_owned(),
+        ),
         BusError::Lost => Some(format!("it may go on; `pmr status {app}`")),
         BusError::NoAnswer | BusError::Refused(_) => None,
     }

@@ -100,7 +100,7 @@ fn run_in(
     args: impl IntoIterator<Item = OsString>,
     streams: &mut Streams<'_>,
 ) -> Next {
-    let result = match Arguments::try_parse_from(args) {
+    let result = match Arguments::try_parse_from(args).and_then(Arguments::checked) {
         Ok(arguments) => {
             let apps = Apps { homes: homes(arguments.whose.scope()) };
             perform(arguments.command, &apps, streams)

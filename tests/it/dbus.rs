@@ -124,14 +124,27 @@ fn without_a_bus_the_sockets_still_work() {
     let done = machine.ends(1, &["start", "web"]);
     assert_has(&done.err, &["cannot start `web`: there is a D-Bus, but systemd is not on it"]);
     machine.end_bus();
-    let done = machine.ends(1, &["start", "web"]);
+    let done = machine.ends(1, &["start", "web", "--system"]);
     assert_has(&done.err, &["cannot start `web`: systemd cannot be reached over D-Bus: "]);
     assert_has(&done.err, &["No such file", "hint: "]);
     let done = machine.ends(0, &["status"]);
     assert_has(&done.out, &["web", "not running"]);
-    assert_has(&done.err, &["note: systemd cannot be reached over D-Bus"]);
+    assert_has(&done.err, &["note: ", "systemd cannot be reached over D-Bus"]);
     let done = machine.ends(0, &["describe", "web"]);
     assert_has(&done.out, &["web: not running", "etc/web.toml"]);
+}
+
+#[test]
+fn a_user_has_a_service_manager_of_its_own() {
+    let Some(mut machine) = Machine::new("unit-user") else { return };
+    machine.app("web", |_| ());
+    machine.ends(0, &["--user", "start", "web"]);
+    assert_eq!(asked(&machine), ["StartUnit pmr@web.service"]);
+    machine.ends(2, &["--user", "start", "web", "--system"]);
+    machine.end_bus();
+    let done = machine.ends(1, &["start", "web", "--user"]);
+    assert_has(&done.err, &["this user's systemd cannot be reached over D-Bus: "]);
+    assert_has(&done.err, &["hint: it runs while the user is logged in", "enable-linger"]);
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::io;
 pub enum BusError {
     /// There is no bus, or it does not let us in.
     Unreachable(String),
+    /// The same of the bus of a user's service manager.
+    UserUnreachable(String),
     /// Nothing was answered in time.
     NoAnswer,
     /// The connection ended.
@@ -30,7 +32,11 @@ impl BusError {
     /// Whether nobody was there to ask: a socket may still do something.
     pub(in crate::cli) fn is_absence(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::NoAnswer | Self::Lost | Self::NoManager => true,
+            Self::Unreachable(_)
+            | Self::UserUnreachable(_)
+            | Self::NoAnswer
+            | Self::Lost
+            | Self::NoManager => true,
             Self::Denied
             | Self::NoUnit
             | Self::Masked
@@ -70,6 +76,9 @@ impl fmt::Display for BusError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(why) => write!(f, "systemd cannot be reached over D-Bus: {why}"),
+            Self::UserUnreachable(why) => {
+                write!(f, "this user's systemd cannot be reached over D-Bus: {why}")
+            }
             Self::NoAnswer => write!(f, "systemd does not answer over D-Bus"),
             Self::Lost => write!(f, "the connection to systemd ended"),
             Self::NoManager => write!(f, "there is a D-Bus, but systemd is not on it"),

@@ -79,7 +79,13 @@ impl Systemd {
                 Scope::System => Builder::system(),
                 Scope::User => Builder::session(),
             };
-            let connection = within(Deadline::after(CONNECT_TIME), builder?.build()).await?;
+            let connected = within(Deadline::after(CONNECT_TIME), builder?.build()).await;
+            let connection = connected.map_err(|error| match error {
+                BusError::Unreachable(why) if scope == Scope::User => {
+                    BusError::UserUnreachable(why)
+                }
+                other => other,
+            })?;
             Ok(Self { scope, connection, ends: None })
         })
     }
