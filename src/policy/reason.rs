@@ -236,6 +236,10 @@ impl fmt::Display for Reason {
             Self::Unkillable => {
                 write!(f, "cannot be killed (it hangs in the kernel): going on without it")
             }
+            // That was not asked for, but nothing else follows from it.
+            Self::Ended { exit: Some(exit) } if exit.oom().is_some() => {
+                write!(f, "{exit} before it had drained")
+            }
             Self::Ended { exit: Some(exit) } => write!(f, "{exit}, as asked"),
             Self::Ended { exit: None } => write!(f, "ended before it ran"),
             Self::Failed { failure, uptime, verdict, unstable } => {

@@ -454,3 +454,13 @@ fn news_of_the_past_changes_nothing() {
     }
     assert_eq!(world.policy.saved(), &before);
 }
+
+#[test]
+fn a_drain_that_ends_at_the_cap_is_told_as_that() {
+    let oom = Some(Oom::Cap(100 * M));
+    let exit = Some(Exit::Signal { signal: 9, core: false, oom });
+    assert_eq!(
+        Reason::Ended { exit }.to_string(),
+        "was OOM-killed at memory_max 100M before it had drained"
+    );
+}
