@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::XattrFlags;
@@ -54,7 +55,23 @@ pub(super) fn entered() -> Result<Option<PathBuf>> {
 
 fn delegated_by(own: &Path) -> Option<PathBuf> {
     let above = own.parent().filter(|_| own.file_name() == Some(OsStr::new(SUPERVISOR)));
-    above.into_iter().chain([own]).find(|group| is_delegated(group)).map(Path::to_owned)
+    let mut candidates = above.into_iter().chain([own]);
+    candidates.find(|group| is_delegated(group) || is_of_user(group)).map(Path::to_owned)
+}
+
+/// A user's manager marks nothing: systemd does so as the system's manager only. But all groups
+/// below `user@UID.service` are that user's, and the one of a service is the service's.
+fn is_of_user(group: &Path) -> bool {
+    let is_service = |group: &Path, start: &str| {
+        let name = group.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        name.starts_with(start) && name.ends_with(".service")
+    };
+    let own =
+        || std::fs::metadata(group).is_ok_and(|it| it.uid() == rustix::process::geteuid().as_raw());
+    is_service(group, "")
+        && group.ancestors().skip(1).any(|above| is_service(above, "user@"))
+        && own()
+        && place::is_cgroup2(group).unwrap_or(false)
 }
 
 fn is_delegated(group: &Path) -> bool {
@@ -123,6 +140,15 @@ mod tests {
         mark(unit);
         assert_eq!(delegated_by(unit).as_deref(), Some(unit));
         assert_eq!(delegated_by(&below).as_deref(), Some(unit));
+        // Nobody's mark is needed below a user's manager.
+        let manager = unit.join("user@0.service");
+        let service = manager.join("pmr@web.service");
+        std::fs::create_dir_all(&service).unwrap();
+        assert_eq!(delegated_by(&service).as_deref(), Some(&*service));
+        assert_eq!(delegated_by(&service.join(SUPERVISOR)).as_deref(), Some(&*service));
+        assert_eq!(delegated_by(&manager), None);
+        std::fs::remove_dir(service).unwrap();
+        std::fs::remove_dir(manager).unwrap();
         // Whoever is in another group below it is not the one it was delegated to.
         let other = unit.join("i-0.1");
         std::fs::create_dir(&other).unwrap();
