@@ -71,8 +71,8 @@ pub(super) struct Systemd {
 }
 
 impl Systemd {
-    /// Connects to the bus of the service manager. (Its own socket, `/run/systemd/private`, is no way
-    /// around a bus that is down: messages there have a sender that zbus does not take.)
+    /// Connects to the bus of the service manager. (Its own socket, `/run/systemd/private`, is no
+    /// way around a bus that is down: messages there have a sender that zbus does not take.)
     pub(super) fn connect(scope: Scope) -> Result<Self, BusError> {
         block_on(async {
             let builder = match scope {
