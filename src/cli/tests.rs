@@ -285,6 +285,10 @@ fn changes_are_asked_for_and_reported() {
         ("pmr scale track-backend +2", "Scale { count: 4 }"),
         ("pmr scale track-backend -1", "Scale { count: 1 }"),
         ("pmr signal USR2 track-backend 0", "Signal { slot: Some(0), signal: 12 }"),
+        (
+            "pmr set track-backend memory_max=600M tasks_max=",
+            r#"Set { values: {"memory_max": "600M", "tasks_max": ""} }"#,
+        ),
         ("pmr reset track-backend", "Reset { slot: None }"),
         ("pmr stop track-backend --timeout 20s", "Stop { slot: None }"),
         ("pmr stop track-backend --no-wait", "Stop { slot: None }"),
@@ -578,6 +582,7 @@ fn completions_and_help_are_data() {
       disable      Have an app started at boot no longer
       reload       Read the config again and replace slot by slot; what does not come up is not kept
       scale        Change how many instances there are
+      set          Change limits of running instances, until the next reload or restart
       signal       Send a signal to the main process of every instance
       reset        Forget restarts and the count of unstable exits
       logs         Show the last lines of output, and what pmr did

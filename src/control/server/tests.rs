@@ -79,6 +79,7 @@ fn requests_become_calls_or_named_errors() {
         ("io.pmr.App.Reload", "{}", "Reload"),
         ("io.pmr.App.Scale", r#"{"count":4}"#, "Scale { count: 4 }"),
         ("io.pmr.App.Signal", r#"{"signal":1}"#, "Signal { slot: None, signal: 1 }"),
+        ("io.pmr.App.Set", r#"{"values":{"a":"1"}}"#, r#"Set { values: {"a": "1"} }"#),
         ("io.pmr.App.Env", r#"{"slot":0}"#, "Env { slot: 0 }"),
         ("io.pmr.App.Logs", "{}", "Logs { slot: None, lines: 15, follow: false }"),
         ("io.pmr.App.Upgrade", "{}", "Upgrade"),
@@ -90,6 +91,7 @@ fn requests_become_calls_or_named_errors() {
         ("io.pmr.App.Scale", "{}", r#"InvalidParameter","parameters":{"parameter":"count"}"#),
         ("io.pmr.App.Signal", r#"{"signal":65}"#, "InvalidParameter"),
         ("io.pmr.App.Signal", r#"{"signal":-1}"#, "InvalidParameter"),
+        ("io.pmr.App.Set", r#"{"values":{}}"#, "InvalidParameter"),
         ("io.pmr.App.Env", "{}", "InvalidParameter"),
         ("io.pmr.App.Start", r#"{"slot":"x"}"#, "io.pmr.App.Invalid"),
         ("io.pmr.App.Start", r#"{"slot":-1}"#, "io.pmr.App.Invalid"),
@@ -306,14 +308,19 @@ fn who_asks_and_closes_its_half_is_still_answered() {
 fn the_shipped_description_names_what_there_is() {
     for method in [
         "List", "Describe", "Start", "Stop", "Restart", "Reload", "Scale", "Signal", "Reset",
-        "Watch", "Env", "Logs", "Upgrade",
+        "Watch", "Env", "Logs", "Upgrade", "Set",
     ] {
         assert!(DESCRIPTION.contains(&format!("\nmethod {method}(")), "{method}");
-        let parameters =
-            Parameters { slot: Some(0), count: Some(1), signal: Some(1), ..Parameters::default() };
+        let parameters = Parameters {
+            slot: Some(0),
+            count: Some(1),
+            signal: Some(1),
+            values: Some([("tasks_max".to_owned(), "9".to_owned())].into()),
+            ..Parameters::default()
+        };
         assert!(Call::read(method, &parameters).is_ok(), "{method}");
     }
-    assert_eq!(DESCRIPTION.matches("\nmethod ").count(), 13);
+    assert_eq!(DESCRIPTION.matches("\nmethod ").count(), 14);
     for kind in FaultKind::ALL {
         assert!(DESCRIPTION.contains(&format!("\nerror {} (message: string)", kind.name())));
         let name = format!("{INTERFACE}.{}", kind.name());
