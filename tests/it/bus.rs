@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -117,7 +118,8 @@ impl Machine {
             .arg(format!("--config-file={}", config.display()))
             .args(["--nofork", "--nopidfile"]);
         let daemon = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        eventually("the bus", || socket.exists().then_some(()));
+        // The file is there before anybody listens.
+        eventually("the bus", || UnixStream::connect(&socket).ok());
         let runtime = setup.runtime.clone();
         let (connection, shared) = (Mutex::default(), Shared::default());
         let machine = Self { setup, runtime, configs, daemon, connection, shared };
