@@ -372,7 +372,14 @@ impl Keeper {
             ToKeeper::Remove { files, directories } => {
                 self.removal = Removal { files, directories };
             }
-            ToKeeper::Notify { notice } => self.relay(notice),
+            ToKeeper::Notify { notice } => {
+                let is_ready = matches!(notice, protocol::Notice::Ready);
+                self.relay(notice);
+                if is_ready {
+                    // As above: a start or a reload is over.
+                    memory::give_back().unwrap_or_default();
+                }
+            }
             ToKeeper::Upgrade { path } => {
                 let [binary] = exactly(fds)?;
                 self.wanted = Some((path, binary));

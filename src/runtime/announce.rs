@@ -24,6 +24,10 @@ impl Runtime {
             UnitState::Stopping => Notice::Stopping,
         };
         self.say(&ToKeeper::Notify { notice });
+        if state == UnitState::Ready {
+            // A start or a reload is over, and what follows is mostly sleep.
+            super::never_mind(crate::sys::memory::give_back());
+        }
     }
 
     /// Says how the app is, where that is another line than before, and at each heartbeat that
