@@ -404,10 +404,11 @@ impl Instance {
     /// Says again what a supervisor that died may have left undone.
     pub(super) fn resume_wire(&self, turn: &mut Turn<'_>) {
         let Some(Bounds { limit, .. }) = Bounds::of(turn.rules(self.release)) else { return };
-        if !self.may_run() || self.pid.is_none() {
+        if !self.may_run() {
             return;
         }
         match self.wire {
+            // Also of one whose spawn was not recorded: where it runs, it may have been touched.
             Wire::Armed { .. } => self.order(WireOrder::Look, turn),
             Wire::Held { reclaiming, seen, .. } => {
                 self.order(WireOrder::Lift, turn);

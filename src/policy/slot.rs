@@ -261,15 +261,19 @@ impl Slot {
 
     /// Whatever of it is of the release `from` is of `to`, which has other limits.
     pub(super) fn adjust(&mut self, from: ReleaseId, to: ReleaseId, turn: &mut Turn<'_>) {
+        let is_new = turn.rules(from).memory_limit != turn.rules(to).memory_limit;
         if self.release == from {
             self.release = to;
-            self.memory = super::memory::MemoryHistory::default();
+            // What was given up below another limit is tried again, and only then.
+            if is_new {
+                self.memory = super::memory::MemoryHistory::default();
+            }
         }
         for instance in self.instances_mut().filter(|instance| instance.release == from) {
             instance.release = to;
             let generation = instance.generation;
             turn.out.push(Action::Adjust { generation, release: to });
-            if turn.rules(from).memory_limit != turn.rules(to).memory_limit {
+            if is_new {
                 instance.handle_new_limit(turn);
             }
         }

@@ -304,10 +304,12 @@ impl Ledger {
         Ok(())
     }
 
-    /// Nobody is watched before its spawn was answered, nor after its end.
+    /// Nobody is watched before its spawn was answered, nor after its end; a supervisor that adopts
+    /// may look at one whose spawn the one before has not recorded.
     fn judge_wire(&mut self, generation: Generation, order: WireOrder) -> Checked {
         let entry = self.running(generation, "an order about the wire")?;
-        ensure(entry.known == Known::Alive, || format!("{order:?} before {generation} is there"))
+        let may_be = order == WireOrder::Look || entry.known == Known::Alive;
+        ensure(may_be, || format!("{order:?} before {generation} is there"))
     }
 
     fn running(&mut self, generation: Generation, what: &str) -> Result<&mut Entry, String> {

@@ -464,3 +464,52 @@ fn a_drain_that_ends_at_the_cap_is_told_as_that() {
         "was OOM-killed at memory_max 100M before it had drained"
     );
 }
+
+/// What is over its limit and was given up stays so where other limits change: its wire is away.
+#[test]
+fn what_was_given_up_stays_so_under_the_same_limit() {
+    let given_up = |world: &World| {
+        let saved = serde_json::to_value(world.policy.saved()).unwrap();
+        saved["slots"][0]["memory"]["given_up"] == true
+    };
+    let planned: Vec<_> = (1..20).map(|it| (it, leaking(210, 0))).collect();
+    let mut world = World::watched(1, &limited(), &[], &planned);
+    for _ in 0..20 {
+        world.touch_heaps();
+        let at = world.now;
+        world.run(at + 1000);
+    }
+    assert!(given_up(&world), "{}", world.trace);
+    let spawned = world.lines("spawn").len();
+    let wider = Rules { memory_max: Some(1 << 30), ..limited() };
+    let wish = Wish::Adjust { release: ReleaseId(2), rules: wider.clone() };
+    world.event(Event::Wish(Some(Ticket(1)), wish));
+    world.run(60_000);
+    assert!(given_up(&world), "{}", world.trace);
+    assert_eq!(world.lines("spawn").len(), spawned);
+    let higher = Rules { memory_limit: wider.memory_limit.map(|it| it + 1), ..wider };
+    let wish = Wish::Adjust { release: ReleaseId(3), rules: higher };
+    world.event(Event::Wish(Some(Ticket(2)), wish));
+    assert!(!given_up(&world), "{}", world.trace);
+}
+
+/// A spawn that was not recorded, and a wire that was touched before the next supervisor looked.
+#[test]
+fn an_instance_whose_spawn_nobody_recorded_is_looked_at() {
+    let releases = BTreeMap::from([(ReleaseId(1), limited())]);
+    let fleet = Fleet::new(1, ReleaseId(1));
+    let at = Moment::from_ms;
+    let mut policy = Policy::adopt(fleet, releases.clone(), at(1), &mut Vec::new());
+    policy.handle(at(2), Event::Tick, &mut Vec::new());
+    let mut out = Vec::new();
+    let mut next = Policy::adopt(policy.saved().clone(), releases, at(900), &mut out);
+    let generation = Generation(1);
+    let order = |order| Action::Wire { generation, order };
+    assert_eq!(out, [order(WireOrder::Look)]);
+    out.clear();
+    next.handle(at(900), Event::Fact(Fact::Spawned { generation, pid: 7 }), &mut out);
+    let split = Split { unreclaimable: 300 * M, anon: 300 * M, ..Split::default() };
+    let news = WireNews::Seen(split);
+    next.handle(at(900), Event::Fact(Fact::Wire { generation, news }), &mut out);
+    assert!(out.contains(&order(WireOrder::Lift)), "{out:?}");
+}
