@@ -40,7 +40,7 @@ kill "$follower"
 wait "$follower" || true
 wait_for 10 "journalctl has gone with it" test -z "$(pgrep -f '^journalctl' || true)"
 step "what it said last"
-matches "describe" "$(pmr describe web)" 'last stderr .*TypeError'
+matches "describe" "$(pmr describe web)" 'TypeError: Cannot read'
 step "who may read"
 useradd --system vm-nobody
 useradd --system --groups systemd-journal vm-reader
