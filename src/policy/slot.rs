@@ -370,8 +370,14 @@ impl Slot {
         if !failure.transient {
             return self.handle_failure(generation, Failure::Spawn(failure.message), None, turn);
         }
-        let after = self.history.wait_for_machine(&turn.rules(release).restart);
-        let verdict = Verdict::Restart { after };
+        let rules = &turn.rules(release).restart;
+        let unstable = self.history.unstable();
+        // A newcomer that took over from one that was given up is no new beginning.
+        let verdict = if unstable > 0 && unstable >= rules.max_restarts {
+            Verdict::Errored
+        } else {
+            Verdict::Restart { after: self.history.wait_for_machine(rules) }
+        };
         let failure = Failure::Spawn(failure.message);
         self.conclude(generation, failure, Some(verdict), turn);
     }
