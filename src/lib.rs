@@ -15,6 +15,7 @@
 //! - [`load`]: reads the file, and asks the machine for what it names
 //! - [`policy`]: what happens to an app's instances, and why
 //! - [`sys`]: the kernel's interfaces, and all unsafe code
+//! - [`balance`]: who gets a connection, and how an instance gets its socket
 //! - [`keeper`]: fds, exits, last wills, upgrades
 //! - [`control`]: the protocol, the answering and the asking half
 //! - [`runtime`]: the supervisor's loop, and its only start, the adopt
@@ -30,6 +31,8 @@ pub mod load;
 pub mod policy;
 
 pub mod sys;
+
+pub mod balance;
 
 pub mod keeper;
 

@@ -1,0 +1,3 @@
+//! How connections are spread over an app's instances, and how each gets its socket.
+
+pub mod node;
