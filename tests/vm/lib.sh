@@ -23,6 +23,10 @@ step() {
     logger -t vm-test -- "$*" 2>/dev/null || true
 }
 
+# figure NAME VALUE [UNIT]: something measured that no test decides on. It stands in the table at the
+# end of a run, where a person reads it.
+figure() { echo "FIGURE: $1: $2${3:+ $3}"; }
+
 # equal WHAT GOT EXPECTED
 equal() {
     [ "$2" = "$3" ] || fail "$1 is \`$2\`, not \`$3\`"
@@ -176,6 +180,9 @@ load_stop() {
     head -n 8 "$LOAD/failures"
     at_most "failed requests" "$(load_count failed)" "$1"
 }
+
+# longest_answer WHEN: of the load that was just ended, as a figure.
+longest_answer() { figure "longest answer, $1" "$(load_count longest_ms)" ms; }
 
 # load_stop_with MAX PATTERN: ends it; at most MAX failures match the pattern, others may be.
 load_stop_with() {
