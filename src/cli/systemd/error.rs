@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io;
 
+/// The unit of polkit, which the bus starts when systemd asks whether a caller may do something.
+const POLKIT_UNIT: &str = "polkit.service";
+
 /// Why there is no answer, or not the one that was hoped for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BusError {
@@ -63,8 +66,10 @@ impl BusError {
             "org.freedesktop.DBus.Error.FileNotFound" | "org.freedesktop.systemd1.NoSuchUnit" => {
                 Self::NoUnit
             }
+            // polkit itself is not there: only root may do it, then. Where its unit is masked, the
+            // bus passes on what systemd says of that.
+            "org.freedesktop.systemd1.UnitMasked" if message.contains(POLKIT_UNIT) => Self::Denied,
             "org.freedesktop.systemd1.UnitMasked" => Self::Masked,
-            // polkit itself is not there: only root may do it, then.
             name if name.starts_with("org.freedesktop.PolicyKit1.Error.") => Self::Denied,
             name if message.is_empty() => Self::Refused(name.to_owned()),
             _ => Self::Refused(message),
@@ -129,6 +134,9 @@ mod tests {
         ] {
             assert_eq!(named(name), error, "{name}");
         }
+        let masked = "Unit polkit.service is masked.".to_owned();
+        let denied = BusError::named("org.freedesktop.systemd1.UnitMasked", masked);
+        assert_eq!(denied, BusError::Denied);
         let other = named("org.freedesktop.systemd1.JobTypeNotApplicable");
         assert_eq!(other.to_string(), "systemd says: Some words");
         let nameless = BusError::named("org.freedesktop.systemd1.LoadFailed", String::new());
