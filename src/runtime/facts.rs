@@ -31,7 +31,7 @@ impl Runtime {
             Some(Source::Exec(generation)) => self.hear_exec(generation),
             Some(Source::Notify(generation)) => self.hear_notify(generation),
             Some(Source::Output(generation, stream)) => self.hear_output(generation, stream),
-            Some(Source::Group(generation)) => self.look_at_remains(generation),
+            Some(Source::Group(generation)) => self.hear_group(generation),
             Some(Source::Check) => self.hear_check(),
             Some(Source::Wire(generation)) => self.hear_wire(generation),
             Some(Source::Reclaim(number)) => self.hear_reclaim(number),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::keeper::protocol::Child;
@@ -20,6 +21,10 @@ pub(super) struct Instance {
     pub(super) pid: u32,
     pub(super) pidfd: OwnedFd,
     pub(super) group: Option<Group>,
+    /// `cgroup.events` of that, which tells when nobody is in it any more.
+    pub(super) events: Option<OwnedFd>,
+    /// Where its main process is, if it has left its group.
+    pub(super) moved_to: Option<PathBuf>,
     /// Until the exec is over.
     pub(super) exec_status: Option<OwnedFd>,
     /// What it can say `READY=1` to.
@@ -128,6 +133,11 @@ pub(super) fn group_name(slot: SlotId, generation: Generation) -> String {
     format!("i-{slot}.{generation}")
 }
 
+/// `cgroup.events` of a group. Where it cannot be opened, nobody is told to have left.
+pub(super) fn events(group: Option<&Group>) -> Option<OwnedFd> {
+    group.and_then(|group| group.events_fd().ok())
+}
+
 /// The names under which the keeper holds an instance's fds.
 pub(super) fn fd_name(kind: &str, generation: Generation) -> String {
     format!("{kind}.{generation}")
@@ -142,12 +152,15 @@ pub(super) fn adopt(
 ) -> (Generation, Instance) {
     let generation = Generation(child.generation);
     let mut take = |kind| fds.remove(&fd_name(kind, generation));
+    let group = child.will.cgroup.as_ref().and_then(|path| Group::open(path).ok());
     let instance = Instance {
         slot: SlotId(child.slot),
         release: ReleaseId(child.release),
         pid: child.pid,
         pidfd,
-        group: child.will.cgroup.as_ref().and_then(|path| Group::open(path).ok()),
+        events: events(group.as_ref()),
+        group,
+        moved_to: None,
         exec_status: take("exec"),
         notify: take("notify"),
         out: take("out"),

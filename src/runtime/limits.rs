@@ -1,11 +1,14 @@
 //! Limits of instances' groups: from the config to the kernel, and what is said where they do not
 //! hold.
 
+use std::os::fd::AsFd as _;
+
 use crate::control::protocol::{Fault, FaultKind, LimitState};
 use crate::control::server::Reply;
 use crate::policy::{Exit, Generation, Oom, ReleaseId};
 use crate::spec::{Bytes, Spec};
-use crate::sys::cgroup::{Group, LimitKind, Limits, Untaken};
+use crate::sys::cgroup::{Group, LimitKind, Limits, Untaken, read_populated};
+use crate::sys::process;
 
 use super::Runtime;
 use super::instances::Instance;
@@ -69,11 +72,8 @@ impl Runtime {
         kinds
             .filter_map(|kind| {
                 let value = limits.get(kind)?;
-                let of_release = self.instances.values().filter(|it| it.release == release.id);
-                let failed = of_release
-                    .flat_map(|instance| &instance.untaken)
-                    .find(|untaken| untaken.kind == kind)
-                    .map(ToString::to_string);
+                let mut of_release = self.instances.values().filter(|it| it.release == release.id);
+                let failed = of_release.find_map(|instance| instance.escapes(kind));
                 let reason = self.level.unenforced(kind).or(failed);
                 let key = key(kind).to_owned();
                 Some(LimitState { key, value, enforced: reason.is_none(), reason })
@@ -148,6 +148,26 @@ impl Runtime {
         Reply::Adjusted(note)
     }
 
+    /// `cgroup.events` of a generation's group has changed.
+    pub(super) fn hear_group(&mut self, generation: Generation) {
+        if self.instances.get_mut(&generation).is_some_and(Instance::has_moved) {
+            self.announce_moved(generation);
+        }
+        self.look_at_remains(generation);
+    }
+
+    /// Says that an instance has left its group, where no limit of its config is in its way.
+    fn announce_moved(&mut self, generation: Generation) {
+        let Some(instance) = self.instances.get(&generation) else { return };
+        let Some(place) = &instance.moved_to else { return };
+        let Instance { slot, pid, .. } = instance;
+        let place = place.display();
+        self.warn(&format!(
+            "slot {slot} (pid {pid}) has moved itself to {place}: no limit of it is enforced \
+             there, and what it uses is not seen"
+        ));
+    }
+
     /// Says once what is asked for and cannot be had.
     pub(super) fn announce_unenforced(&mut self) {
         let states = self.limit_states();
@@ -166,6 +186,29 @@ impl Runtime {
 }
 
 impl Instance {
+    /// Why a limit does not hold for it, where it does not.
+    fn escapes(&self, kind: LimitKind) -> Option<String> {
+        if self.moved_to.is_some() && !self.ended {
+            return Some(format!("slot {} has left its group", self.slot));
+        }
+        self.untaken.iter().find(|untaken| untaken.kind == kind).map(ToString::to_string)
+    }
+
+    /// Whether its group is empty since its main process is in another one now: root can do that,
+    /// and whoever was given both groups. Says so once.
+    fn has_moved(&mut self) -> bool {
+        let (Some(group), Some(events)) = (&self.group, &self.events) else { return false };
+        // Reading it is what ends the event.
+        if read_populated(events.as_fd()).unwrap_or(true) || self.moved_to.is_some() {
+            return false;
+        }
+        let place = group.left_by(self.pid);
+        // Looked at last: as long as it is not reaped, its number is no other process's.
+        self.moved_to =
+            place.filter(|_| !self.ended && process::signal(self.pidfd.as_fd(), 0).is_ok());
+        self.moved_to.is_some()
+    }
+
     /// What it uses, where that is more than `cap`.
     fn is_above(&self, cap: Option<u64>) -> Option<u64> {
         let used = self.group.as_ref()?.usage().memory_bytes?;

@@ -24,7 +24,7 @@ pub(super) enum Source {
     Notify(Generation),
     /// What an instance writes.
     Output(Generation, Stream),
-    /// `cgroup.events` of a group that is being cleared.
+    /// `cgroup.events` of an instance's group.
     Group(Generation),
     /// A terminal that was full.
     Sink(usize),
@@ -109,12 +109,16 @@ impl Runtime {
                 self.watch(std::os::fd::AsFd::as_fd(fd), source, Interest::READABLE);
             }
         }
+        if let Some(events) = &instance.events {
+            let source = Source::Group(generation);
+            self.watch(std::os::fd::AsFd::as_fd(events), source, Interest::PRIORITY);
+        }
     }
 
     /// Watches nothing of an instance any more.
     pub(super) fn unwatch_instance(&self, _: Generation, instance: &Instance) {
-        let fds = [&instance.exec_status, &instance.notify, &instance.out, &instance.err];
-        for fd in fds.into_iter().flatten() {
+        let Instance { exec_status, notify, out, err, events, .. } = instance;
+        for fd in [exec_status, notify, out, err, events].into_iter().flatten() {
             self.forget_fd(fd);
         }
     }

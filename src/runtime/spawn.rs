@@ -14,7 +14,7 @@ use crate::sys::spawn::Plan;
 use crate::sys::{Error, clock, journal, process, unix};
 
 use super::Runtime;
-use super::instances::{Instance, fd_name, group_name};
+use super::instances::{self, Instance, fd_name, group_name};
 use super::limits;
 use super::release::Release;
 use super::streams::Pair;
@@ -147,7 +147,9 @@ impl Runtime {
             release: release.id,
             pid: spawned.pid,
             pidfd: spawned.pidfd,
+            events: instances::events(prepared.group.as_ref()),
             group: prepared.group,
+            moved_to: None,
             exec_status: Some(spawned.exec_status),
             notify: prepared.notify.map(|(socket, _)| socket),
             out: prepared.out.map(|(read, _)| read),

@@ -223,6 +223,13 @@ impl Group {
         self.open_file("cgroup.events", OFlags::RDONLY)
     }
 
+    /// Where the process `pid`, which was started in it, is now, if it has moved to another group.
+    /// One that has ended is where it was.
+    pub fn left_by(&self, pid: u32) -> Option<PathBuf> {
+        let place = place::group_of(pid).ok().flatten()?;
+        (!place.starts_with(&self.path)).then_some(place)
+    }
+
     /// Ends all processes in it and in its sub-groups, those that fork meanwhile and those that
     /// are frozen or stopped included. They are dying when this returns, not gone: see
     /// [`Self::populated`].

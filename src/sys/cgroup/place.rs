@@ -11,14 +11,22 @@ use crate::sys::{Error, Result};
 /// The directory of the cgroup v2 group that this process is in. `ENOENT` where there is none: no
 /// cgroup v2 on this machine, or none that can be seen from here.
 pub fn own_group() -> Result<PathBuf> {
-    let read =
-        |path: &'static str| std::fs::read(path).map_err(|error| Error::at("read", path, error));
-    let mounts = read("/proc/self/mountinfo")?;
-    parse_own_path(&read("/proc/self/cgroup")?)
+    group_by(Path::new("/proc/self/cgroup"))?
+        .ok_or_else(|| Error::new("find a cgroup v2 group of our own", Errno::ENOENT))
+}
+
+/// The same of another process. `None` also where its group was removed, which is so of a zombie.
+pub(super) fn group_of(pid: u32) -> Result<Option<PathBuf>> {
+    group_by(&Path::new("/proc").join(pid.to_string()).join("cgroup"))
+}
+
+fn group_by(file: &Path) -> Result<Option<PathBuf>> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| Error::at("read", path, error));
+    let mounts = read(Path::new("/proc/self/mountinfo"))?;
+    Ok(parse_own_path(&read(file)?)
         .into_iter()
         .flat_map(|own| parse_directories(&mounts, own))
-        .find(|directory| is_cgroup2(directory).unwrap_or(false))
-        .ok_or_else(|| Error::new("find a cgroup v2 group of our own", Errno::ENOENT))
+        .find(|directory| is_cgroup2(directory).unwrap_or(false)))
 }
 
 /// The controllers that this machine has in cgroup v2, as far as it can be seen from here: those

@@ -68,6 +68,34 @@ fn groups_are_made_listed_and_removed() {
 }
 
 #[test]
+fn who_left_a_group_is_found_in_the_other() {
+    let Some(home) = make_home("left") else { return };
+    let [first, second] = ["i-0.1", "i-1.2"].map(|name| home.make_group(name).unwrap());
+    let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let pid = child.id();
+    first.write_file("cgroup.procs", &pid.to_string()).unwrap();
+    assert_eq!(first.left_by(pid), None);
+    std::fs::create_dir(first.path().join("sub")).unwrap();
+    std::fs::write(first.path().join("sub/cgroup.procs"), pid.to_string()).unwrap();
+    assert_eq!(first.left_by(pid), None, "in a sub-group of it");
+    second.write_file("cgroup.procs", &pid.to_string()).unwrap();
+    assert!(!first.populated().unwrap());
+    assert_eq!(first.left_by(pid).as_deref(), Some(second.path()));
+    assert_eq!(second.left_by(pid), None);
+    child.kill().unwrap();
+    crate::sys::testing::eventually("it is a zombie", || {
+        (!second.populated().unwrap()).then_some(())
+    });
+    assert_eq!(second.left_by(pid), None, "it has ended there");
+    child.wait().unwrap();
+    assert_eq!(first.left_by(pid), None, "it is gone");
+    for group in [first, second] {
+        assert_eq!(group.remove().unwrap(), Removal::Gone);
+    }
+    assert_eq!(home.remove().unwrap(), Removal::Gone);
+}
+
+#[test]
 fn a_plain_directory_is_no_group() {
     let dir = std::env::temp_dir();
     assert_eq!(Group::open(&dir).unwrap_err().errno(), libc::EINVAL);
