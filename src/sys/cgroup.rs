@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, Mode, OFlags};
 
 use super::{Error, Result, process};
 
@@ -105,6 +105,9 @@ impl Home {
     fn open_delegated(unit: impl Into<PathBuf>) -> Result<Self> {
         let mut home = Self::open(unit)?;
         home.delegated = true;
+        // Delegated, and shown read-only (ProtectControlGroups=): root is told, too.
+        rustix::fs::access(&home.path, Access::WRITE_OK)
+            .map_err(|errno| Error::at("make groups in", &home.path, errno))?;
         for controller in CONTROLLERS {
             // A predecessor has enabled it.
             if home.has(controller) {
