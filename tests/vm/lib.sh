@@ -216,3 +216,55 @@ cleanup() {
     rm -rf /etc/pmr/*.toml /etc/systemd/system/pmr@*.service.d /run/systemd/system/pmr@*.service.d \
         /run/load.* /run/vm-test*
 }
+
+# leaking NAME PORT INSTANCES ARGUMENTS: an app of lib/leak.py, with more lines of config from stdin.
+leaking() {
+    local name=$1 port=$2 instances=$3 arguments
+    shift 3
+    arguments=$(printf ', "%s"' "$@")
+    {
+        printf 'command = ["/usr/bin/python3", "/vm/lib/leak.py"%s]\n' "$arguments"
+        printf 'port = %s\ninstances = %s\nexec_mode = "cluster"\nready = "notify"\n' "$port" "$instances"
+        cat
+    } | app "$name"
+}
+
+# decisions: `GENERATION MICROSECONDS` of each instance that was found to leak, when pmr said so
+# first. The journal has the moment at which its socket was given the entry.
+decisions() {
+    local line generation moment
+    journal PMR_EVENT=memory-above PMR_EVENT=memory-waits PMR_EVENT=memory-hurry -o json |
+        while read -r line; do
+            generation=$(grep -oE '"PMR_GENERATION" ?: ?"[0-9]+' <<<"$line" | grep -oE '[0-9]+$')
+            moment=$(grep -oE '"_SOURCE_REALTIME_TIMESTAMP" ?: ?"[0-9]+' <<<"$line" | grep -oE '[0-9]+$')
+            echo "$generation $moment"
+        done | sort -n -s -k 1,1 -u
+}
+
+# decision_figures NAME: from the crossing of a limit to the decision, over all instances.
+decision_figures() {
+    local generation moment decided rate longest=0 slowest=1000000 count=0 all
+    all=$(decisions)
+    while read -r generation moment rate; do
+       
+        [ "$rate" -ge "$slowest" ] || slowest=$rate
+        decided=$(sed -n "s/^$generation //p" <<<"$all")
+        [ -n "$decided" ] || continue
+        count=$((count + 1))
+        echo "generation $generation: $rate MB/s, decided $(((decided - moment) / 1000)) ms after the crossing"
+        [ $((decided - moment)) -le "$longest" ] || longest=$((decided - moment))
+    done < <(journal -t "$1:0" -t "$1:1" -o cat | sed -n 's/^crossed //p')
+    [ "$count" -ge 1 ] || fail "no crossing has its decision"
+    figure "crossing to decision, longest of $count" "$((longest / 1000))" ms
+    figure "slowest leak" "$slowest" MB/s
+}
+
+# watch_peaks NAME: the highest memory.peak of its instances so far, in $HIGHEST; with the shell's own
+# means, since each process costs more than the look.
+watch_peaks() {
+    local file peak
+    for file in "$GROUP"/i-*/memory.peak; do
+        { read -r peak <"$file"; } 2>/dev/null || continue
+        [ "$peak" -le "$HIGHEST" ] || HIGHEST=$peak
+    done
+}
