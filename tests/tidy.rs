@@ -31,7 +31,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 const PURE: [&str; 3] = ["spec", "config", "policy"];
 
 /// Parts of other modules that are as pure.
-const PURE_PARTS: [&str; 1] = ["src/balance/node/"];
+const PURE_PARTS: [&str; 2] = ["src/balance/node/", "src/balance/choice"];
 
 /// Types of `std::net` that are data and open nothing.
 const ADDRESSES: [&str; 7] = [
