@@ -247,6 +247,13 @@ impl Policy {
         self.fleet.generations().collect()
     }
 
+    /// Who new connections are for, in the order of the slots: of each slot the current instance
+    /// where that is online, else a newcomer that is.
+    pub fn serving(&self) -> Vec<(SlotId, Generation)> {
+        let serving = |slot: &Slot| slot.serving().map(|it| (slot.id, it.generation));
+        self.fleet.slots.iter().filter_map(serving).collect()
+    }
+
     /// Instances that are online and have a memory limit.
     pub fn memory_watched(&self) -> Vec<Generation> {
         self.fleet

@@ -152,6 +152,17 @@ impl Slot {
     }
 
     /// The instance of this generation.
+    /// Whom new connections are for. A newcomer serves once it has proved itself, or where nobody
+    /// else of its slot does.
+    pub(super) fn serving(&self) -> Option<&Instance> {
+        let newcomer = self.other.as_ref().filter(|other| match other.role {
+            Role::Newcomer => true,
+            Role::Leaver => false,
+        });
+        let both = self.running().into_iter().chain(newcomer.map(|other| &other.instance));
+        both.into_iter().find(|instance| instance.online_since().is_some())
+    }
+
     pub(super) fn find(&self, generation: Generation) -> Option<&Instance> {
         self.instances().find(|instance| instance.generation == generation)
     }

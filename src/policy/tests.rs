@@ -384,6 +384,31 @@ fn reload_starts_the_new_one_beside_the_old() {
 }
 
 #[test]
+fn a_newcomer_serves_once_it_has_proved_itself_or_is_alone() {
+    let serving = |world: &World| {
+        let serving = world.policy.serving();
+        serving.iter().map(|(slot, it)| format!("{slot}.{it}")).collect::<Vec<_>>().join(" ")
+    };
+    let mut world = World::new(2, &rules(), &[Life::Good, Life::Boots(500)]);
+    assert_eq!(serving(&world), "0.1");
+    world.run(20_000);
+    assert_eq!(serving(&world), "0.1 1.2");
+    world.wish(1, Wish::Reload { release: ReleaseId(2), rules: rules() });
+    assert_eq!((serving(&world), world.words()[0]), ("0.1 1.2".to_owned(), "online"));
+    world.run(22_000);
+    assert_eq!(serving(&world), "0.3 1.2", "taken over; the old one drains");
+    world.run(60_000);
+    assert_eq!(serving(&world), "0.3 1.4");
+
+    let mut world = World::new(1, &rules(), &[Life::Dies(20_500)]);
+    world.run(20_000).wish(1, Wish::Reload { release: ReleaseId(2), rules: rules() });
+    world.run(20_499);
+    assert_eq!(serving(&world), "0.1");
+    world.run(20_500);
+    assert_eq!(serving(&world), "0.2", "nobody else is left");
+}
+
+#[test]
 fn a_reload_that_fails_leaves_the_old_ones_serving() {
     let mut world = World::new(2, &rules(), &[]);
     world.run(20_000);
