@@ -4,9 +4,10 @@
 //! waits is a property of the open file, which all holders share, and a plain server (Python's
 //! `socketserver`, most demos) expects it to wait. Event-driven servers set `O_NONBLOCK` on what
 //! they inherit by themselves. pmr itself never accepts from them.
+#![expect(unsafe_code, reason = "the kernel's interface: TCP_INFO of a listening socket")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -28,21 +29,96 @@ const BACKLOG: i32 = 4096;
 /// `EADDRINUSE`; [`super::procfs::port_holder`] knows by whom.
 pub fn bind_tcp(address: SocketAddr) -> Result<OwnedFd> {
     let result = try_bind_tcp(address);
-    let no_ipv6 =
-        matches!(result, Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL | Errno::PROTONOSUPPORT));
-    let result = if no_ipv6 && is_any_v6(address) {
-        try_bind_tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()))
-    } else {
-        result
+    let result = match result {
+        Err(errno) if is_any_v6(address) && is_without_v6(errno.raw_os_error()) => {
+            try_bind_tcp(any_v4(address))
+        }
+        result => result,
     };
     result.map_err(|errno| Error::at("listen on", address.to_string(), errno))
+}
+
+/// The same in a group of sockets of one address that share it (`SO_REUSEPORT`), which those of the
+/// same uid only can enter (socket(7)). Whoever else has the port alone has it: `EADDRINUSE`.
+///
+/// The first of an address is to be made by [`found_group`].
+pub fn join_group(address: SocketAddr) -> Result<OwnedFd> {
+    let socket = bind_in_group(address)
+        .map_err(|errno| Error::at("listen on", address.to_string(), errno))?;
+    start(&socket).map_err(|errno| Error::at("listen on", address.to_string(), errno))?;
+    Ok(socket)
+}
+
+/// The first socket of such a group. Sockets of somebody else that may be shared as well are an
+/// error all the same: `EADDRINUSE`. Port 0 becomes one that is free.
+pub fn found_group(mut address: SocketAddr) -> Result<OwnedFd> {
+    // What nobody else has can be had alone for a moment. A port that the kernel has chosen would
+    // be given up when the socket is made to stop, and not be the group's any more (measured: the
+    // kernel keeps only what was bound by number, SOCK_BINDPORT_LOCK).
+    let alone = bind_tcp(address)?;
+    if address.port() == 0 {
+        let own = rustix::net::getsockname(&alone);
+        let own = own.and_then(SocketAddr::try_from);
+        let own = own.map_err(|errno| Error::new("ask for the port of a socket", errno))?;
+        address.set_port(own.port());
+    }
+    drop(alone);
+    match join_group(address) {
+        Err(error) if is_any_v6(address) && is_without_v6(error.errno()) => {
+            join_group(any_v4(address))
+        }
+        other => other,
+    }
+}
+
+fn bind_in_group(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let socket = new_tcp(address)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    bind(&socket, &address)?;
+    Ok(socket)
+}
+
+/// Begins to listen; again for one that was made to stop.
+fn start(socket: &OwnedFd) -> rustix::io::Result<()> {
+    listen(socket, BACKLOG)
+}
+
+/// Whether it is a member of a group of sockets that share their address.
+pub fn is_in_group(socket: &OwnedFd) -> bool {
+    sockopt::socket_reuseport(socket).unwrap_or(false)
+}
+
+/// Has all who wait in a listening socket move to the others of its group, and listens again.
+/// Whoever holds it is not disturbed (measured: a poll reports an end between the two only).
+pub fn move_queue(socket: BorrowedFd<'_>) -> Result<()> {
+    let failed = |errno| Error::new("move the queue of a socket", errno);
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Read).map_err(failed)?;
+    listen(socket, BACKLOG).map_err(failed)
 }
 
 fn is_any_v6(address: SocketAddr) -> bool {
     address.is_ipv6() && address.ip().is_unspecified()
 }
 
+/// Whether it is the error of a machine without IPv6.
+fn is_without_v6(errno: i32) -> bool {
+    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL, Errno::PROTONOSUPPORT]
+        .iter()
+        .any(|it| it.raw_os_error() == errno)
+}
+
+fn any_v4(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port())
+}
+
 fn try_bind_tcp(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let socket = new_tcp(address)?;
+    bind(&socket, &address)?;
+    start(&socket)?;
+    Ok(socket)
+}
+
+fn new_tcp(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // Connections of an earlier listener in TIME_WAIT do not keep this one from its port.
@@ -50,8 +126,6 @@ fn try_bind_tcp(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     if is_any_v6(address) {
         sockopt::set_ipv6_v6only(&socket, false)?;
     }
-    bind(&socket, &address)?;
-    listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
@@ -81,8 +155,7 @@ pub fn listens_at_tcp(socket: &OwnedFd, address: SocketAddr) -> bool {
     let own = own.and_then(|own| SocketAddr::try_from(own).ok());
     let any = is_any_v6(address);
     // What [`bind_tcp`] makes of it on a machine without IPv6.
-    let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
-    listens(socket) && (own == Some(address) || any && own == Some(v4))
+    listens(socket) && (own == Some(address) || any && own == Some(any_v4(address)))
 }
 
 /// Whether it is a socket that listens at this path, and the file is still there.
@@ -102,6 +175,23 @@ fn listens(socket: &OwnedFd) -> bool {
 pub fn silence(socket: &OwnedFd) {
     // One that listens no more is what is wanted.
     rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap_or_default();
+}
+
+/// How many connections wait to be accepted, of a TCP socket that listens (`TCP_INFO`, where the
+/// kernel has them in `tcpi_unacked`: tcp_get_info of net/ipv4/tcp.c).
+pub fn queue(socket: impl AsFd) -> Result<u32> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut bytes = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or_default();
+    let (fd, value) = (socket.as_fd().as_raw_fd(), info.as_mut_ptr().cast());
+    let option = libc::TCP_INFO;
+    // SAFETY: getsockopt(2) writes at most so many bytes to a struct of that size.
+    let result = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, option, value, &raw mut bytes) };
+    if result != 0 {
+        let errno = nix::errno::Errno::last();
+        return Err(Error::new("ask for the queue of a socket", errno));
+    }
+    // SAFETY: it was zeroed, and all of its fields are numbers.
+    Ok(unsafe { info.assume_init() }.tcpi_unacked)
 }
 
 fn new_unix(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {

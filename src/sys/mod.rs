@@ -5,6 +5,7 @@ mod child;
 mod error;
 pub mod inherited;
 
+pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod identity;
