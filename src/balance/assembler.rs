@@ -1,11 +1,11 @@
 //! A small assembler for the kernel's eBPF machine: enough for pmr's own programs.
 //!
 //! An instruction is 8 bytes: opcode, registers (4 bits each), a signed offset and a signed
-//! immediate. `Documentation/bpf/standardization/instruction-set.rst` has the encoding and the words.
-//! Jumps go to labels, which [`Assembler::finish`] resolves.
+//! immediate (Documentation/bpf/standardization/instruction-set.rst of the kernel has the encoding
+//! and the words). Jumps go to labels, which [`Assembler::finish`] resolves.
 
-/// A register. `R0` is what a call or the program returns, `R1` to `R5` are the arguments of a call,
-/// which clobbers them, `R6` to `R9` survive calls, `R10` is the end of the stack and only read.
+/// A register. `R0` is what a call or the program returns, `R1` to `R5` are the arguments of a
+/// call, which clobbers them, `R6` to `R9` survive calls, `R10` is the end of the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Register {

@@ -156,8 +156,8 @@ fn place_by_address(it: &mut Assembler) {
     it.jump(mix);
     it.place(peer_v6);
     for word in [0, 4, 8, 12] {
-        it.load(Size::Word, R2, R1, SOCK_PEER_V6 + word);
-        it.store(Size::Word, R10, ADDRESS + word, R2);
+        it.load(Size::Word, R2, R1, SOCK_PEER_V6.saturating_add(word));
+        it.store(Size::Word, R10, ADDRESS.saturating_add(word), R2);
     }
     it.jump(mix);
     it.place(packet);
@@ -174,7 +174,7 @@ fn place_by_address(it: &mut Assembler) {
     it.alu(Operation::Move, R1, 0);
     it.load_wide(R2, SPREAD);
     for half in [0, 8] {
-        it.load(Size::Double, R3, R10, ADDRESS + half);
+        it.load(Size::Double, R3, R10, ADDRESS.saturating_add(half));
         it.alu_register(Operation::Xor, R1, R3);
         // A bit of a product depends on the bits below it only, so the high ones are folded down
         // before and after.

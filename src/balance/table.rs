@@ -55,7 +55,7 @@ pub struct Flip {
 /// What to write so that `order` takes the place of what `control` says now. More entries than
 /// there is room for are left out.
 pub fn flip(control: u32, order: &[u16]) -> Flip {
-    let half = 1 - (control >> HALF_SHIFT);
+    let half = (control >> HALF_SHIFT) ^ 1;
     let start = ORDER.saturating_add(half.saturating_mul(ORDER_MAX.into()).saturating_mul(2));
     let places = (0..ORDER_MAX).map(|at| start.saturating_add(u32::from(at).saturating_mul(2)));
     let entries: Vec<(u32, u16)> = places.zip(order.iter().copied()).collect();

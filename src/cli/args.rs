@@ -143,6 +143,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print what `status` shows in the format of Prometheus
+    Metrics {
+        /// Which apps that run; every one if left out
+        targets: Vec<String>,
+    },
     /// Start an app, or those of its slots that are stopped, errored or waiting
     Start(Selection),
     /// Stop an app or a slot, and stay stopped

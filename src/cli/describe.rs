@@ -12,7 +12,9 @@ use super::systemd::journal;
 use super::table::{cpu, harmless, limit, memory, or_dash, style_of, time};
 use super::target::Target;
 use super::units::{Connections, why};
-use crate::control::protocol::{AppState, InstanceState, JournalState, OtherState, VERSION};
+use crate::control::protocol::{
+    AppState, BalanceState, InstanceState, JournalState, OtherState, VERSION,
+};
 
 /// How many of the last lines of the journal are shown of an app that does not run.
 const JOURNAL_LINES: u32 = 10;
@@ -127,6 +129,9 @@ fn write_app(out: &mut dyn Write, app: &AppState) -> io::Result<()> {
         listen => format!("{} on {}", app.mode, listen.join(", ")),
     };
     field(out, 2, "mode", &mode)?;
+    if let Some(balance) = &app.balance {
+        write_balance(out, balance)?;
+    }
     field(out, 2, "command", &harmless(&app.command.join(" ")))?;
     field(out, 2, "cwd", &harmless(&app.cwd))?;
     field(out, 2, "config", &harmless(&app.config))?;
@@ -168,6 +173,16 @@ fn write_app(out: &mut dyn Write, app: &AppState) -> io::Result<()> {
     Ok(())
 }
 
+fn write_balance(out: &mut dyn Write, balance: &BalanceState) -> io::Result<()> {
+    let BalanceState { adapter, reason, method, steered, note } = balance;
+    let steered = if *steered { "steered by the kernel" } else { "one accept queue for all" };
+    field(out, 2, "balance", &format!("{method}, {steered}"))?;
+    if let Some(note) = note {
+        field(out, 2, "", &harmless(note))?;
+    }
+    field(out, 2, "adapter", &format!("{adapter}: {}", harmless(reason)))
+}
+
 fn level(app: &AppState) -> String {
     let cap =
         if app.memory_cap_enforced { "memory cap enforced" } else { "memory cap not enforced" };
@@ -199,6 +214,11 @@ fn write_slot(out: &mut dyn Write, instance: &InstanceState) -> io::Result<()> {
             field(out, 4, "tasks", &tasks.to_string())?;
         }
         field(out, 4, "uptime", &instance.uptime_ms.map_or_else(|| "-".to_owned(), time))?;
+    }
+    if let (Some(taken), Some(migrated)) = (instance.connections, instance.migrated) {
+        let queued = or_dash(instance.queued);
+        let text = format!("{taken} taken ({migrated} from other queues), {queued} waiting");
+        field(out, 4, "connections", &text)?;
     }
     if let Some(OtherState { generation, pid, status, uptime_ms, release, .. }) = &instance.other {
         let text = format!(

@@ -16,6 +16,7 @@ mod journal;
 mod line;
 mod logs;
 mod man;
+mod metrics;
 mod pid;
 mod progress;
 mod set;
@@ -129,6 +130,7 @@ fn perform(command: Command, apps: &Apps, streams: &mut Streams<'_>) -> Result<N
             return Ok(Next::Import { file, directory: output, force });
         }
         Command::Status { targets, json } => status::run(apps, &targets, json, streams)?,
+        Command::Metrics { targets } => metrics::run(apps, &targets, streams)?,
         Command::Describe { name, json } => describe::run(apps, &name, json, streams)?,
         Command::Start(it) => units::start(apps, &it, streams)?,
         Command::Stop(it) => units::stop(apps, &it, streams)?,

@@ -148,6 +148,9 @@ fn status_as_json_has_a_stable_shape() {
     "release":3,
     "last_exit":null,
     "other":null,
+    "connections":null,
+    "migrated":null,
+    "queued":null,
     "stderr":[]},{"id":1,
     "generation":null,
     "pid":null,
@@ -170,6 +173,9 @@ fn status_as_json_has_a_stable_shape() {
     "ago_ms":200,
     "uptime_ms":13500000},
     "other":null,
+    "connections":null,
+    "migrated":null,
+    "queued":null,
     "stderr":[]}],
     "summary":"1/2 online, 1 waiting",
     "release":3,
@@ -180,6 +186,7 @@ fn status_as_json_has_a_stable_shape() {
     "command":["node",
     "server.js"],
     "listen":["0.0.0.0:10000"],
+    "balance":null,
     "memory_limit_bytes":1073741824,
     "memory_cap_enforced":false,
     "limits":[{"key":"memory_max",
@@ -575,6 +582,7 @@ fn completions_and_help_are_data() {
       import       Make configs of a PM2 ecosystem file
       status       Show all apps, running or not: a line for every slot [aliases: ls, list]
       describe     Show everything about an app [alias: show]
+      metrics      Print what `status` shows in the format of Prometheus
       start        Start an app, or those of its slots that are stopped, errored or waiting
       stop         Stop an app or a slot, and stay stopped
       restart      Stop and start again, slot by slot; an app that does not run is started

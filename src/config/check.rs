@@ -39,6 +39,7 @@ pub(super) fn spec(source: &Source, overlay: Option<&str>, reader: &mut Reader<'
     let mut environment = environment(overlay, &cwd, reader);
     let instances = reader.read("instances", values::instances).unwrap_or(Instances::Count(1));
     let (exec_mode, listen) = addresses(instances, &mut environment, reader);
+    let inherits = reader.find("listen").is_some();
     let readiness_needs_address = listen.is_empty() && port(&environment).is_none();
     Spec {
         name: source.name.clone(),
@@ -54,6 +55,7 @@ pub(super) fn spec(source: &Source, overlay: Option<&str>, reader: &mut Reader<'
         instances,
         exec_mode,
         listen,
+        inherits,
         balance: reader
             .read(
                 "balance",

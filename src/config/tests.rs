@@ -88,6 +88,7 @@ fn the_config_of_the_story_gives_its_spec() {
         instances: Instances::Count(2),
         exec_mode: ExecMode::Cluster,
         listen: vec![ListenAddress::Tcp("[::]:10000".parse().unwrap())],
+        inherits: false,
         balance: Balance::RoundRobin,
         restart: RestartRules {
             autorestart: true,

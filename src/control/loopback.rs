@@ -194,6 +194,8 @@ fn facts() -> Facts {
         config: "/etc/pmr/track-backend.toml".to_owned(),
         cwd: "/srv/track-backend".to_owned(),
         command: vec!["node".to_owned(), "server.js".to_owned()],
+        balance: None,
+        traffic: std::collections::BTreeMap::new(),
         listen: vec!["0.0.0.0:10000".to_owned()],
         memory_limit_bytes: Some(1 << 30),
         memory_cap_enforced: false,

@@ -52,8 +52,10 @@ pub struct AppState {
     pub cwd: String,
     /// Its argument vector.
     pub command: Vec<String>,
-    /// Addresses pmr listens on for it.
+    /// Addresses that are balanced for it.
     pub listen: Vec<String>,
+    /// How connections reach its instances, in cluster mode.
+    pub balance: Option<BalanceState>,
     /// `max_memory_restart`.
     pub memory_limit_bytes: Option<u64>,
     /// Whether the kernel enforces the memory cap.
@@ -86,6 +88,23 @@ pub struct JournalState {
     pub unit: String,
     /// Whether that is one of the user's own service manager.
     pub user: bool,
+}
+
+/// How connections reach the instances of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BalanceState {
+    /// How an instance gets its socket: `inherit`, `node` or `bind`.
+    pub adapter: String,
+    /// Why that one.
+    pub reason: String,
+    /// How they are spread: `round-robin`, `source` or `shared`.
+    pub method: String,
+    /// Whether each connection is steered to an instance by the kernel; else all instances share
+    /// one accept queue.
+    pub steered: bool,
+    /// Why not, where it was asked for.
+    pub note: Option<String>,
 }
 
 /// A limit of each instance.
@@ -141,6 +160,12 @@ pub struct InstanceState {
     pub last_exit: Option<ExitState>,
     /// The second instance while one is replaced.
     pub other: Option<OtherState>,
+    /// Connections that were steered to it since its spawn, where they are.
+    pub connections: Option<u64>,
+    /// Those among them that had waited for another instance.
+    pub migrated: Option<u64>,
+    /// Connections that wait to be accepted by it.
+    pub queued: Option<u64>,
     /// Last lines of its standard error.
     pub stderr: Vec<String>,
 }
@@ -272,8 +297,10 @@ pub struct Facts {
     pub cwd: String,
     /// Its argument vector.
     pub command: Vec<String>,
-    /// Addresses pmr listens on for it.
+    /// Addresses that are balanced for it.
     pub listen: Vec<String>,
+    /// How connections reach its instances, in cluster mode.
+    pub balance: Option<BalanceState>,
     /// `max_memory_restart`.
     pub memory_limit_bytes: Option<u64>,
     /// Whether the kernel enforces the memory cap.
@@ -296,6 +323,8 @@ pub struct Facts {
     pub journal: Option<JournalState>,
     /// What each instance uses.
     pub usage: BTreeMap<Generation, Usage>,
+    /// Of each instance to which connections are steered.
+    pub traffic: BTreeMap<Generation, Traffic>,
     /// Last lines of each slot's standard error; empty for `List`.
     pub stderr: BTreeMap<SlotId, Vec<String>>,
 }
@@ -313,6 +342,17 @@ pub struct Usage {
     pub cpu_percent: Option<f64>,
     /// Whether it is the kernel's count for the instance's group.
     pub exact: bool,
+}
+
+/// The connections of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Steered to it since its spawn.
+    pub connections: u64,
+    /// Those among them that had waited for another one.
+    pub migrated: u64,
+    /// Waiting to be accepted.
+    pub queued: u64,
 }
 
 impl AppState {
@@ -348,6 +388,7 @@ impl AppState {
             cwd: facts.cwd.clone(),
             command: facts.command.clone(),
             listen: facts.listen.clone(),
+            balance: facts.balance.clone(),
             memory_limit_bytes: facts.memory_limit_bytes,
             memory_cap_enforced: facts.memory_cap_enforced,
             limits: facts.limits.clone(),
@@ -367,6 +408,7 @@ impl InstanceState {
     fn from_slot(slot: &SlotStatus, facts: &Facts) -> Self {
         let instance = slot.instance.as_ref();
         let usage = instance.map(|it| usage_of(it, facts)).unwrap_or_default();
+        let traffic = instance.and_then(|it| facts.traffic.get(&it.generation));
         Self {
             id: slot.slot.0,
             generation: instance.map(|it| it.generation.0),
@@ -385,6 +427,9 @@ impl InstanceState {
             release: instance.map(|it| it.release.0),
             last_exit: slot.last_exit.as_ref().map(|(exit, ago)| ExitState::new(exit, *ago)),
             other: slot.other.as_ref().map(|other| OtherState::new(other, facts)),
+            connections: traffic.map(|it| it.connections),
+            migrated: traffic.map(|it| it.migrated),
+            queued: traffic.map(|it| it.queued),
             stderr: facts.stderr.get(&slot.slot).cloned().unwrap_or_default(),
         }
     }

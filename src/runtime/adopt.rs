@@ -15,7 +15,7 @@ use crate::policy::{
 use crate::sys::cgroup::Home;
 use crate::sys::spawn::Spawner;
 use crate::sys::unix::{self, LockError};
-use crate::sys::{Error, clock, listen, procfs};
+use crate::sys::{Error, clock, procfs};
 
 use super::handover::{self, HandOver, Known};
 use super::instances::{self, Instance};
@@ -286,12 +286,13 @@ impl Takeover<'_> {
         releases: &BTreeMap<ReleaseId, Release>,
         newest: &Release,
     ) -> Result<Sockets, StartError> {
-        let addresses = releases.values().flat_map(|release| &release.spec.listen);
-        let mut sockets = Sockets::adopt(addresses, &mut self.fds);
+        let mut sockets = Sockets::adopt(&mut self.fds);
         sockets.take_parked(releases.values(), &mut self.fds, self.keeper)?;
         for (address, fd) in bind_missing(&sockets, newest)? {
-            Sockets::keep(self.keeper, &address, fd.as_fd())?;
-            sockets.insert(address, fd);
+            sockets.insert(address, fd, self.keeper)?;
+        }
+        if let Err(error) = sockets.begin_steering(newest, self.keeper) {
+            self.remarks.push(format!("{error}: all instances share one accept queue"));
         }
         Ok(sockets)
     }
@@ -452,14 +453,10 @@ pub(super) fn bind_missing(
     sockets: &Sockets,
     release: &Release,
 ) -> Result<Vec<(crate::spec::ListenAddress, OwnedFd)>, StartError> {
-    use crate::spec::ListenAddress;
     let missing = bound_by(release).iter().filter(|address| !sockets.is_bound(address));
     missing
         .map(|address| {
-            let bound = match address {
-                ListenAddress::Tcp(address) => listen::bind_tcp(*address),
-                ListenAddress::Unix(path) => listen::bind_unix(path),
-            };
+            let bound = sockets.bind(address);
             match bound {
                 Ok(fd) => Ok((address.clone(), fd)),
                 Err(error) if error.errno() == nix::libc::EADDRINUSE => Err(taken(address)),

@@ -128,6 +128,8 @@ impl Runtime {
             listen: spec
                 .map(|spec| spec.listen.iter().map(ToString::to_string).collect())
                 .unwrap_or_default(),
+            balance: spec.and_then(|spec| self.sockets.state(spec)),
+            traffic: self.sockets.traffic(),
             memory_limit_bytes: spec.and_then(|it| it.memory.restart_above).map(|it| it.0),
             memory_cap_enforced: self.level.is_full()
                 && limits.iter().all(|it| it.enforced || it.key != "memory_max"),

@@ -102,6 +102,8 @@ impl Runtime {
     }
 
     fn finish_clear(&mut self, generation: Generation, answer: bool) {
+        // Nobody who could accept from them is left.
+        self.sockets.close(generation);
         let path = self.directory.join(super::instances::fd_name("notify", generation));
         if let Err(error) = std::fs::remove_file(&path)
             && error.kind() != std::io::ErrorKind::NotFound

@@ -28,6 +28,9 @@ pub(super) const LEVEL: &str = "level";
 pub(super) const ADOPTED: &str = "adopted";
 /// Entries could not be written.
 pub(super) const EVENTS_LOST: &str = "events-lost";
+/// An instance does not accept connections, or is given some again.
+pub(super) const STALLED: &str = "stalled";
+pub(super) const TRIED_AGAIN: &str = "tried-again";
 /// An instance writes to where pmr itself does.
 pub(super) const NO_JOURNAL: &str = "no-journal";
 
@@ -61,6 +64,8 @@ const KINDS: &[Kind] = &[
     kind(LEVEL, "afd5c63208124926995249049847fba5", Level::INFO),
     kind(ADOPTED, "f2f5c673cd6544eaa83afb0d61e9bad0", Level::WARN),
     kind(EVENTS_LOST, "1f2fee56cb6c489386ca388815bf4be5", Level::WARN),
+    kind(STALLED, "c7d0a3b94a6e4be3a5a5d1f0d2f9b1e6", Level::WARN),
+    kind(TRIED_AGAIN, "5e1b8f2ca0774d6f9d0c6b7e3a914f28", Level::INFO),
     kind(NO_JOURNAL, "766a1290787e4344beaa233973644731", Level::WARN),
 ];
 
@@ -119,7 +124,7 @@ mod tests {
             assert!(names.contains(name), "event {name} has no id: add it here and in the catalog");
             assert_eq!(kind_of(name).name, *name);
         }
-        let own = [WARNING, LEVEL, ADOPTED, EVENTS_LOST, NO_JOURNAL];
+        let own = [WARNING, LEVEL, ADOPTED, EVENTS_LOST, STALLED, TRIED_AGAIN, NO_JOURNAL];
         for name in names {
             assert!(of_the_core.contains(&name) || own.contains(&name), "nothing says {name}");
         }

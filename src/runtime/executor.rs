@@ -49,19 +49,6 @@ impl Runtime {
         held.map(|(slot, _)| slot)
     }
 
-    fn ask_to_stop(&mut self, generation: Generation) {
-        let Some(instance) = self.instances.get(&generation) else { return };
-        let signal = self.releases.get(&instance.release).map(|it| it.spec.stop.signal);
-        // A process that was stopped hears it once it goes on, as with systemd.
-        let sent = instance
-            .signal(signal.unwrap_or(nix::libc::SIGTERM))
-            .and_then(|()| instance.signal(nix::libc::SIGCONT));
-        if let Err(error) = sent {
-            self.warn(&error.to_string());
-        }
-        self.events.push_back(Event::Fact(Fact::Signalled { generation }));
-    }
-
     fn note(&mut self, note: &Note) {
         let app = self.app_name();
         let text = match (note.slot, note.generation) {

@@ -26,6 +26,7 @@ mod release;
 mod sockets;
 mod sources;
 mod spawn;
+mod steer;
 mod streams;
 mod upgrade;
 mod wishes;
@@ -111,6 +112,7 @@ pub(crate) struct Runtime {
     instances: BTreeMap<Generation, Instance>,
     remains: BTreeMap<Generation, Remains>,
     memory: memory::Memory,
+    leaving: steer::Leaving,
     control: control::Control,
     poll: Poll,
     /// What the core is to hear in this turn.
@@ -185,6 +187,7 @@ impl Runtime {
             instances: BTreeMap::new(),
             remains: BTreeMap::new(),
             memory: memory::Memory::default(),
+            leaving: steer::Leaving::default(),
             control,
             poll,
             events: parts.events,
@@ -209,6 +212,7 @@ impl Runtime {
         runtime.set_all_again();
         runtime.end_strangers(parts.strangers);
         runtime.save();
+        runtime.steer();
         runtime.perform_all(parts.actions);
         Ok(runtime)
     }
@@ -277,6 +281,7 @@ impl Runtime {
             }
             self.save();
             self.take_heard();
+            self.steer();
             self.perform_all(actions);
         }
         self.forget_releases();
@@ -324,6 +329,8 @@ impl Runtime {
             self.control.deadline_ms(),
             memory,
             self.memory.deadline_ms(),
+            self.leaving.deadline_ms(now),
+            self.sockets.next_look_ms(),
         ];
         let next = deadlines.into_iter().flatten().min();
         next.map(|at| Duration::from_millis(at.saturating_sub(now)))
@@ -341,6 +348,8 @@ impl Runtime {
             self.sample_memory();
         }
         self.reclaim_time(now);
+        self.leave_time(now);
+        self.hang_time(now);
         self.retry_remains();
         self.control_time(now);
     }

@@ -71,6 +71,7 @@ impl Runtime {
         if let Some(group) = &prepared.group {
             self.set_wire(generation, &of, group);
         }
+        self.sockets.open(generation, &of, &mut self.keeper).map_err(|error| failure(&error))?;
         let envp = environment(&of, slot, &prepared, self.sockets.count(&of))?;
         let instance = self.clone_child(slot, generation, &of, prepared, envp)?;
         let pid = instance.pid;
@@ -119,7 +120,7 @@ impl Runtime {
     ) -> Result<Instance, SpawnFailure> {
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
         let [out, err] = prepared.output().unwrap_or([stdout.as_fd(), stderr.as_fd()]);
-        let inherited = self.sockets.of(release);
+        let inherited = self.sockets.of(generation, release);
         let plan = Plan {
             program: release.program().map_err(|error| failure(&error))?,
             argv: arguments(release)?,

@@ -15,7 +15,7 @@ use crate::sys::{Error, clock};
 use super::Runtime;
 use super::adopt::{StartError, bind_missing};
 use super::release::Release;
-use super::sockets::{Sockets, declare_remains};
+use super::sockets::declare_remains;
 
 /// For what the config is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,9 +127,9 @@ impl Runtime {
         let sealed = release.seal()?;
         self.last_release = id.0;
         for (address, fd) in bound {
-            Sockets::keep(&mut self.keeper, &address, fd.as_fd())?;
-            self.sockets.insert(address, fd);
+            self.sockets.insert(address, fd, &mut self.keeper)?;
         }
+        self.sockets.begin_steering(&release, &mut self.keeper)?;
         declare_remains(
             &mut self.keeper,
             &self.directory,

@@ -40,8 +40,12 @@ pub struct Spec {
     pub instances: Instances,
     /// One port balanced over all slots, or each slot on its own.
     pub exec_mode: ExecMode,
-    /// Addresses that pmr listens on for the app in cluster mode.
+    /// Addresses that are balanced in cluster mode.
     pub listen: Vec<ListenAddress>,
+    /// The app takes inherited sockets (`listen` is written). Else its port is all that is known,
+    /// and it binds that by itself.
+    #[serde(default = "yes")]
+    pub inherits: bool,
     /// How connections are spread over the slots.
     pub balance: Balance,
     /// When and how often an exited instance is started again.
@@ -163,6 +167,18 @@ impl std::fmt::Display for ListenAddress {
             Self::Tcp(address) => write!(f, "{address}"),
             Self::Unix(path) => write!(f, "{}", path.display()),
         }
+    }
+}
+
+impl std::str::FromStr for ListenAddress {
+    type Err = core::net::AddrParseError;
+
+    /// What is written by `Display`: a path begins with `/`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with('/') {
+            return Ok(Self::Unix(PathBuf::from(text)));
+        }
+        text.parse().map(Self::Tcp)
     }
 }
 

@@ -305,7 +305,9 @@ impl Shared {
     pub fn store(&self, offset: u32, value: u64) {
         // SAFETY: as above.
         let atomic = self.at::<AtomicU64>(offset).map(|at| unsafe { at.as_ref() });
-        atomic.into_iter().for_each(|atomic| atomic.store(value, Ordering::Relaxed));
+        if let Some(atomic) = atomic {
+            atomic.store(value, Ordering::Relaxed);
+        }
     }
 
     /// Reads a u32.
@@ -319,14 +321,18 @@ impl Shared {
     pub fn publish_word(&self, offset: u32, value: u32) {
         // SAFETY: as above.
         let atomic = self.at::<AtomicU32>(offset).map(|at| unsafe { at.as_ref() });
-        atomic.into_iter().for_each(|atomic| atomic.store(value, Ordering::Release));
+        if let Some(atomic) = atomic {
+            atomic.store(value, Ordering::Release);
+        }
     }
 
     /// Writes a u16.
     pub fn store_half(&self, offset: u32, value: u16) {
         // SAFETY: as above.
         let atomic = self.at::<AtomicU16>(offset).map(|at| unsafe { at.as_ref() });
-        atomic.into_iter().for_each(|atomic| atomic.store(value, Ordering::Relaxed));
+        if let Some(atomic) = atomic {
+            atomic.store(value, Ordering::Relaxed);
+        }
     }
 }
 

@@ -178,7 +178,7 @@ pub fn silence(socket: &OwnedFd) {
 }
 
 /// How many connections wait to be accepted, of a TCP socket that listens (`TCP_INFO`, where the
-/// kernel has them in `tcpi_unacked`: tcp_get_info of net/ipv4/tcp.c).
+/// kernel has them in `tcpi_unacked`: `tcp_get_info` of net/ipv4/tcp.c).
 pub fn queue(socket: impl AsFd) -> Result<u32> {
     let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
     let mut bytes = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or_default();

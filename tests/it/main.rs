@@ -13,6 +13,8 @@ mod bad_config;
 #[cfg(test)]
 mod bad_machine;
 #[cfg(test)]
+mod balance;
+#[cfg(test)]
 mod bare;
 #[cfg(test)]
 mod basics;

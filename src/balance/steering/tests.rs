@@ -1,4 +1,5 @@
 //! On the real kernel: who gets a connection, and that none is lost.
+#![expect(clippy::arithmetic_side_effects, reason = "the numbers of a test are small")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -129,9 +130,9 @@ fn two_thousand_connections_alternate_strictly() {
         for turn in 0..2000 {
             let mut client = place.connect();
             assert_eq!(place.serve(), turn % members, "of {members}");
-            let mut text = String::new();
+            let mut answer = String::new();
             // The client's end is an end for good: its last segments take no turn.
-            client.read_to_string(&mut text).unwrap();
+            client.read_to_string(&mut answer).unwrap();
         }
         let taken: Vec<u64> = (0..members).map(|it| place.counters(it).taken).collect();
         assert_eq!(taken.iter().sum::<u64>(), 2000, "{taken:?}");

@@ -1,0 +1,173 @@
+//! One port, several instances: who gets a connection, and that none is ever lost.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::app::{App, Setup, demo, free_port};
+use crate::load::{Load, get};
+use crate::procs::{self, PATIENCE_MS};
+
+/// The demo's backend with a socket that it inherits.
+fn inherit(port: u16, instances: u16) -> String {
+    demo(port, instances).replace("port = ", "listen = ")
+}
+
+/// Whether connections can be steered here; where not, the test is skipped aloud.
+fn can_steer(app: &App, test: &str) -> bool {
+    let steered = app.status().0["balance"]["steered"].as_bool() == Some(true);
+    if !steered {
+        procs::skip(test, "bpf(2) is not permitted here");
+    }
+    steered
+}
+
+/// Who answers: instance and process id, as the demo's first page says it.
+fn who(port: u16) -> String {
+    let page = get(port, "/").unwrap();
+    page.split(", ").next().unwrap_or_default().to_owned()
+}
+
+/// A request whose answer is read later.
+struct Waiting(TcpStream);
+
+impl Waiting {
+    fn new(port: u16) -> Self {
+        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(PATIENCE_MS))).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n").unwrap();
+        Self(stream)
+    }
+
+    fn answered(mut self) -> bool {
+        let mut answer = String::new();
+        self.0.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200")
+    }
+}
+
+/// That a hundred rounds of connections have the same order.
+fn assert_in_turn(port: u16, instances: usize, app: &App) {
+    let first: Vec<String> = (0..instances).map(|_| who(port)).collect();
+    let names: BTreeSet<&String> = first.iter().collect();
+    assert_eq!(names.len(), instances, "{first:?}\n{}", app.setup.log());
+    for round in 0..100 {
+        for name in &first {
+            assert_eq!(&who(port), name, "round {round} of {first:?}\n{}", app.setup.log());
+        }
+    }
+}
+
+#[test]
+fn connections_go_to_the_instances_strictly_in_turn() {
+    let test = "connections_go_to_the_instances_strictly_in_turn";
+    for instances in [2, 3, 4_u16] {
+        let port = free_port();
+        let app = Setup::new("turns").config(&inherit(port, instances)).start();
+        app.online(instances.into());
+        if !can_steer(&app, test) {
+            return;
+        }
+        assert_in_turn(port, instances.into(), &app);
+        // A supervisor that dies changes nothing, and the next one goes on from there.
+        app.kill_supervisor();
+        assert_in_turn(port, instances.into(), &app);
+        app.online(instances.into());
+        assert_in_turn(port, instances.into(), &app);
+    }
+}
+
+#[test]
+fn what_waits_for_one_that_dies_is_answered_by_the_others() {
+    let test = "what_waits_for_one_that_dies_is_answered_by_the_others";
+    let port = free_port();
+    let more = "max_restarts = 1000\nmin_uptime = 1\n";
+    let app = Setup::new("queues").config(&(inherit(port, 2) + more)).start();
+    app.online(2);
+    if !can_steer(&app, test) {
+        return;
+    }
+    for round in 0..10 {
+        let victim = app.online(2).pid(round % 2).unwrap();
+        assert!(procs::signal(victim, Signal::STOP));
+        // Every other one waits for somebody who has stopped; too short for a hang to be seen.
+        let waiting: Vec<Waiting> = (0..50).map(|_| Waiting::new(port)).collect();
+        assert!(procs::signal(victim, Signal::KILL));
+        let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
+        assert_eq!(answered, 50, "round {round}\n{}", app.setup.log());
+        app.eventually("its death", || (!procs::lives(victim)).then_some(()));
+    }
+}
+
+#[test]
+fn who_comes_while_nobody_serves_waits_and_is_answered() {
+    let port = free_port();
+    let more = "restart_delay = 500\nmax_restarts = 1000\n";
+    let app = Setup::new("parks").config(&(inherit(port, 2) + more)).start();
+    for pid in app.online(2).pids() {
+        assert!(procs::signal(pid, Signal::KILL));
+    }
+    app.state("nobody serves", |state| (0..2).all(|slot| state.word(slot) == "waiting"));
+    let waiting: Vec<Waiting> = (0..100).map(|_| Waiting::new(port)).collect();
+    let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
+    assert_eq!(answered, 100, "{}", app.setup.log());
+}
+
+#[test]
+fn one_that_hangs_takes_nothing_but_what_it_had() {
+    let test = "one_that_hangs_takes_nothing_but_what_it_had";
+    let port = free_port();
+    let app = Setup::new("hung").config(&inherit(port, 2)).start();
+    let before = app.online(2);
+    if !can_steer(&app, test) {
+        return;
+    }
+    let hung = before.pid(0).unwrap();
+    assert!(procs::signal(hung, Signal::STOP));
+    // All of these are answered while it hangs: what had waited for it has moved on.
+    let waiting: Vec<Waiting> = (0..20).map(|_| Waiting::new(port)).collect();
+    let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
+    assert_eq!(answered, 20, "{}", app.setup.log());
+    for _ in 0..20 {
+        get(port, "/").unwrap();
+    }
+    assert!(procs::signal(hung, Signal::CONT));
+    app.eventually("it serves again", || {
+        let turn = [who(port), who(port), who(port), who(port)];
+        (turn[0] == turn[2] && turn[1] == turn[3] && turn[0] != turn[1]).then_some(())
+    });
+    assert_eq!(app.online(2).pids(), before.pids());
+    assert!(app.setup.log().contains("does not accept"), "{}", app.setup.log());
+}
+
+#[test]
+fn the_same_client_gets_the_same_instance_where_that_is_asked_for() {
+    let test = "the_same_client_gets_the_same_instance_where_that_is_asked_for";
+    let port = free_port();
+    let config = inherit(port, 3) + "balance = \"source\"\n";
+    let app = Setup::new("sticky").config(&config).start();
+    app.online(3);
+    if !can_steer(&app, test) {
+        return;
+    }
+    let first = who(port);
+    for _ in 0..50 {
+        assert_eq!(who(port), first);
+    }
+}
+
+#[test]
+fn a_rolling_reload_under_load_costs_no_request() {
+    let port = free_port();
+    let app = Setup::new("rolling").config(&inherit(port, 2)).start();
+    app.online(2);
+    let load = Load::start(port, "/", 4);
+    for _ in 0..3 {
+        load.more(20);
+        app.command("reload", &[]);
+    }
+    let (served, failed) = load.stop();
+    assert!(failed.is_empty(), "{} of {served}: {failed:?}", failed.len());
+}
