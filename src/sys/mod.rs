@@ -7,6 +7,7 @@ pub mod inherited;
 
 pub mod bpf;
 pub mod cgroup;
+pub mod channel;
 pub mod clock;
 pub mod identity;
 pub mod journal;

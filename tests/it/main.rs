@@ -1,4 +1,5 @@
-//! Black box: the built binary, its output, its exit status, and what it leaves behind.
+//! Black box: the built binary, its output, its exit status, and what it leaves behind. One module
+//! tries a part of the library alone: [`node_protocol`].
 //!
 //! Nothing here waits for time to pass: a test waits for a fact, with a deadline many times as long
 //! as the fact should take. Each test has a directory, a port and an app name of its own, so all of
@@ -36,6 +37,8 @@ mod import;
 mod journal;
 #[cfg(test)]
 mod load;
+#[cfg(test)]
+mod node_protocol;
 #[cfg(test)]
 mod procs;
 #[cfg(test)]
