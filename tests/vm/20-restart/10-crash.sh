@@ -11,4 +11,5 @@ differs "the pids" "$(pids web)" "$before"
 load_goes_on 50
 # Two clients: each has at most one request on the instance that crashes.
 load_stop 2
+longest_answer "a crash"
 equal "the unit was never restarted" "$(show web NRestarts)" 0

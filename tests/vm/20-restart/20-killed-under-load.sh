@@ -12,3 +12,4 @@ done
 wait_for 20 "both are online" online web 2
 # Four clients: each has at most one request on the victim.
 load_stop 12
+longest_answer "instances killed"

@@ -14,6 +14,7 @@ began=$(milliseconds)
 kill -STOP "$old"
 wait_for 60 "there is another supervisor" another_supervisor web "$old"
 wait_for 20 "it answers" online web 2
+figure "another supervisor answers, WatchdogSec=12" "$(($(milliseconds) - began))" ms
 holds "the old one is gone" test ! -e "/proc/$old"
 step "longer than the watchdog"
 wait_for 30 "WatchdogSec has passed" eval '[ "$(milliseconds)" -gt "$((began + 13000))" ]'
@@ -21,3 +22,4 @@ equal "pids of the instances" "$(pids web)" "$before"
 equal "the keeper" "$(keeper web)" "$main"
 equal "restarts by systemd" "$(show web NRestarts)" 0
 load_stop 0
+longest_answer "supervisor stopped"

@@ -25,7 +25,7 @@ equal "memory.high" "$(cat "$group/memory.high")" $((100 * 1024 * 1024))
 wakes() { awk '/ctxt/ { sum += $2 } END { print sum }' "/proc/$(supervisor child)/status"; }
 before=$(wakes)
 sleep 5
-echo "context switches of the supervisor in 5 s: $(($(wakes) - before))"
+figure "context switches of the supervisor in 5 s" "$(($(wakes) - before))"
 wait_for 150 "it is found" logged . PMR_EVENT=memory-above
 crossed=$(journal -t child:0 -o cat | sed -n 's/^crossed //p' | head -n 1)
 found=$(journal PMR_EVENT=memory-above -o json | head -n 1 | sed -n 's/.*"__MONOTONIC_TIMESTAMP":"\([0-9]*\).*/\1/p')

@@ -25,3 +25,4 @@ wait_for 20 "both are online" online web 2
 equal "pids" "$(pids web)" "$before"
 load_goes_on 20
 load_stop 0
+longest_answer "reloads"

@@ -18,6 +18,7 @@ equal "pids of the instances" "$(pids web)" "$before"
 equal "the keeper" "$(keeper web)" "$main"
 equal "controllers" "$(cat "$group/cgroup.subtree_control")" "$controllers"
 load_stop 0
+longest_answer "daemon-reexec"
 step "a crash is still noticed, and a stop still works"
 kill -KILL "$(pmr pid web | head -n 1)"
 wait_for 20 "a restart is counted" field_is web 0 restarts 1

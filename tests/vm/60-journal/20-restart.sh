@@ -25,3 +25,4 @@ wait_for 20 "what is written then comes" logged 'line 7 of 7 to stderr' -u pmr@w
 load_goes_on 10
 equal "pids" "$(pids web)" "$before"
 load_stop 0
+longest_answer "journald killed"

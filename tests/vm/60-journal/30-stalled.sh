@@ -23,3 +23,4 @@ kill -CONT "$journald"
 wait_for 60 "the lines have come" logged 'line 3000 of 3000 to stdout' -u pmr@web
 # The victim's request may be in flight, of one client each.
 load_stop 2
+longest_answer "journald stopped"

@@ -26,6 +26,7 @@ equal "pids of web" "$(pids web)" "$before"
 equal "restarts by systemd" "$(show web NRestarts)" 0
 load_goes_on 20
 load_stop 0
+longest_answer "rpm -U"
 group=$(unit_group web)
 step "rpm -e"
 holds "rpm -e returns 0" rpm -e --nodeps pmr
