@@ -61,6 +61,9 @@ const LOOK_MS_MAX: u64 = 1000;
 const RETRY_MS_MIN: u64 = 1000;
 const RETRY_MS_MAX: u64 = 60_000;
 
+/// The part of the limit that may be missing from what is counted: 2 CPUs are 0.5 MB.
+const REMNANT_PART: u64 = 64;
+
 /// What an instance should have left before `memory_max` when its drain begins.
 const DRAIN_MS: u64 = 1000;
 
@@ -82,11 +85,24 @@ pub struct Split {
 }
 
 impl Split {
+    /// Whether it is over `limit` as far as can be counted, where the wire was touched and there is
+    /// no cache to speak of. The kernel charges in batches of 64 pages a CPU, and `memory.stat` is
+    /// behind by as many (mm/memcontrol.c): the parts add up to less than the whole.
+    fn fills(&self, limit: u64) -> bool {
+        let remnant = limit.checked_div(REMNANT_PART).unwrap_or_default();
+        self.unreclaimable >= limit
+            || self.cache() < remnant && self.current.saturating_add(remnant) >= limit
+    }
+
+    /// What a reclaim could get back.
+    fn cache(&self) -> u64 {
+        self.current.saturating_sub(self.unreclaimable.saturating_sub(self.swap))
+    }
+
     /// How much cache there is above four fifths of `limit`.
     fn cache_above(&self, limit: u64) -> u64 {
         let fifth = limit.checked_div(5).unwrap_or_default();
-        let cache = self.current.saturating_sub(self.unreclaimable.saturating_sub(self.swap));
-        self.current.saturating_sub(limit.saturating_sub(fifth)).min(cache)
+        self.current.saturating_sub(limit.saturating_sub(fifth)).min(self.cache())
     }
 }
 
@@ -305,7 +321,7 @@ impl Instance {
         }
         let hold_ms = next_hold(hold_ms, now.since(since));
         let seen = Seen::first(now, split);
-        if split.unreclaimable >= bounds.limit {
+        if split.fills(bounds.limit) {
             self.wire = Wire::leaking(now, hold_ms, seen, bounds.max);
             return;
         }
@@ -339,7 +355,7 @@ impl Instance {
             }
             Wire::Leaking { seen, look_at, hold_ms, .. } => {
                 *seen = seen.next(now, split);
-                if is_over {
+                if split.fills(bounds.limit) {
                     *look_at = seen.look_at(now, bounds.max);
                 } else {
                     let hold_ms = next_hold(*hold_ms, Duration::ZERO);
@@ -733,6 +749,18 @@ mod tests {
         assert_eq!(seen.look_at(at(1100), Some(1 << 40)), at(2100));
         let shrunk = seen.next(at(2100), split(100));
         assert_eq!((shrunk.reaches(250), shrunk.look_at(at(2200), Some(250))), (None, at(3200)));
+    }
+
+    #[test]
+    fn where_there_is_no_cache_a_touched_wire_is_a_leak() {
+        let split =
+            |current, unreclaimable| Split { unreclaimable, current, ..Split::default() };
+        let limit = 60 << 20;
+        assert!(split(limit, limit).fills(limit));
+        // Counted by a booted machine: 59.4M of a leak, and no file page.
+        assert!(split(limit - 4096, limit - (600 << 10)).fills(limit));
+        assert!(!split(limit, limit - (1 << 20)).fills(limit), "a megabyte of cache");
+        assert!(!split(limit - (2 << 20), limit - (2 << 20)).fills(limit), "it has shrunk");
     }
 
     #[test]
