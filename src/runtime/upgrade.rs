@@ -26,6 +26,9 @@ const CHECK_TIMEOUT_MS: u64 = 10_000;
 /// Most bytes of what a failed check said that are passed on.
 const REPORT_BYTES_MAX: u64 = 4096;
 
+/// What a binary says that has passed its check: any other program may end with status 0 too.
+const PASSED: &str = "pmr can go on from the running state";
+
 /// How the kernel shows the memfd of a release.
 const RELEASE_LINK: &str = "/memfd:pmr-release";
 
@@ -49,11 +52,14 @@ impl Check {
 }
 
 /// What `pmr preflight KEEPER-PID` does: whether this binary can go on from the state on its stdin
-/// and from the releases that the keeper holds. Says why not on stderr, with exit status 1.
+/// and from the releases that the keeper holds. Says so on stderr, or why not and ends with status 1.
 pub fn preflight(keeper_pid: u32) -> u8 {
     let state = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string());
     match state.and_then(|state| check(state, keeper_pid)) {
-        Ok(()) => 0,
+        Ok(()) => {
+            super::say_to_stderr(PASSED);
+            0
+        }
         Err(why) => {
             super::say_to_stderr(&format!("cannot go on from the running state: {why}"));
             1
@@ -137,10 +143,13 @@ impl Runtime {
             Ok(Some(status)) => status,
             Err(error) => return self.refuse_upgrade(&check, &error.to_string()),
         };
+        let said = report(&mut check.report);
         if !status.success() {
-            let said = report(&mut check.report);
             let why = if said.is_empty() { status.to_string() } else { said };
             return self.refuse_upgrade(&check, &why);
+        }
+        if !said.contains(PASSED) {
+            return self.refuse_upgrade(&check, "it does not answer as pmr does");
         }
         self.forget_fd(&check.pidfd);
         self.reply(check.client, Reply::Outcome(Outcome::Done));
