@@ -753,8 +753,7 @@ mod tests {
 
     #[test]
     fn where_there_is_no_cache_a_touched_wire_is_a_leak() {
-        let split =
-            |current, unreclaimable| Split { unreclaimable, current, ..Split::default() };
+        let split = |current, unreclaimable| Split { unreclaimable, current, ..Split::default() };
         let limit = 60 << 20;
         assert!(split(limit, limit).fills(limit));
         // Counted by a booted machine: 59.4M of a leak, and no file page.

@@ -74,7 +74,8 @@ fn another_binary_goes_on_in_place() {
 #[test]
 fn what_is_no_pmr_is_refused_and_nothing_changes() {
     let (mut app, load, before) = started("refused");
-    for text in ["#!/bin/sh\nexit 1\n", "#!/bin/sh\nexit 0\n", "garbage", "", "\x7fELF\x02\x01\x01"] {
+    for text in ["#!/bin/sh\nexit 1\n", "#!/bin/sh\nexit 0\n", "garbage", "", "\x7fELF\x02\x01\x01"]
+    {
         replace_binary(&app, &app.setup.write("nonsense", text));
         let setup = &app.setup;
         let mut command = Command::new(real());
