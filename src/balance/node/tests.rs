@@ -1,5 +1,7 @@
 //! One worker and its primary, in the words that Node 20 writes.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -619,21 +621,26 @@ proptest! {
             talk.worker = Worker::resumed(Channel::Cluster, Phase::Listening, given);
         }
         let mut written: Vec<u8> = Vec::new();
-        let mut given = std::collections::BTreeSet::new();
+        let mut asked = BTreeSet::new();
+        let mut given = BTreeSet::new();
         let mut reports = Vec::new();
         for step in steps {
             let out = match step {
                 Step::Bytes(bytes) => talk.hears(&bytes),
                 Step::Json(line) => talk.hears(line.as_bytes()),
                 Step::Give(id) => {
-                    if talk.worker.give(RequestId(id), at("[::]:80"), &mut talk.hub) {
-                        given.insert(RequestId(id));
+                    let id = RequestId(id);
+                    let known = talk.worker.give(id, at("[::]:80"), &mut talk.hub);
+                    prop_assert_eq!(known, asked.remove(&id));
+                    if known {
+                        given.insert(id);
                     }
                     Vec::new()
                 }
                 Step::Refuse(id) => {
-                    let known = talk.worker.refuse(RequestId(id), libc::EACCES, &talk.hub);
-                    prop_assert!(!known || !given.contains(&RequestId(id)));
+                    let id = RequestId(id);
+                    let known = talk.worker.refuse(id, libc::EACCES, &talk.hub);
+                    prop_assert_eq!(known, asked.remove(&id));
                     Vec::new()
                 }
                 Step::Write(count) => {
@@ -658,10 +665,15 @@ proptest! {
                 }
             };
             for it in out {
-                if let Do::Report(oddity) = it {
-                    reports.push(oddity);
-                } else if it == Do::Leaving {
-                    prop_assert_eq!(talk.worker.phase(), Phase::Leaving);
+                match it {
+                    Do::Ask { id, .. } => prop_assert!(asked.insert(id)),
+                    Do::Report(oddity) => reports.push(oddity),
+                    Do::Leaving => prop_assert_eq!(talk.worker.phase(), Phase::Leaving),
+                    Do::Online
+                    | Do::Listening { .. }
+                    | Do::Closed { .. }
+                    | Do::Ready
+                    | Do::Message(_) => {}
                 }
             }
             prop_assert!(reports.len() <= 8);
