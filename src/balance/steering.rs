@@ -7,12 +7,19 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::Timespec;
+
 use super::program::{self, Method};
 use super::table::{self, Indices};
 use crate::sys::{Result, bpf, listen};
 
 /// The two maps, by the names that a keeper of them uses.
 pub const MAPS: [&str; 2] = ["table", "sockets"];
+
+/// How often a socket is put that is still in another array, and how long is waited in between:
+/// half a second, where the kernel needs one grace period of RCU.
+const PUTS_MAX: u32 = 250;
+const PUT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
 /// What came to one socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,8 +59,23 @@ impl Steering {
         if let Some(old) = old {
             bpf::empty_sockets(old, table::SOCKETS);
         }
-        bpf::put_socket(steering.sockets.as_fd(), table::PARKING, parking)?;
+        steering.put_when_free(table::PARKING, parking)?;
         Ok(steering)
+    }
+
+    /// Puts a socket that may be in the array of a program which was just replaced. Where nobody
+    /// holds that array any more, as after the death of a keeper, the kernel frees it some
+    /// milliseconds later by itself; it can be waited for by trying again only.
+    fn put_when_free(&self, index: u16, socket: BorrowedFd<'_>) -> Result<()> {
+        for _ in 0..PUTS_MAX {
+            match bpf::put_socket(self.sockets.as_fd(), index, socket) {
+                Err(error) if error.errno() == nix::libc::EBUSY => {}
+                result => return result,
+            }
+            // A signal makes the pause shorter, no more.
+            rustix::event::poll(&mut [], Some(&PUT_PAUSE)).unwrap_or_default();
+        }
+        bpf::put_socket(self.sockets.as_fd(), index, socket)
     }
 
     /// Goes on with the maps of an earlier supervisor, which are of [`table::VERSION`].
@@ -95,6 +117,17 @@ impl Steering {
     /// was free.
     pub fn keep(&mut self, index: u16) -> bool {
         self.indices.keep(index)
+    }
+
+    /// Makes sure that a socket of an earlier supervisor listens, and stands at its index: that one
+    /// may have died in the middle of [`Self::move_queue`].
+    pub fn settle(&self, index: u16, socket: BorrowedFd<'_>) -> Result<()> {
+        listen::start(socket)?;
+        match bpf::put_socket(self.sockets.as_fd(), index, socket) {
+            // It is there: a socket is in one array, at one place.
+            Err(error) if error.errno() == nix::libc::EBUSY => Ok(()),
+            result => result,
+        }
     }
 
     /// Forgets a socket that is about to be closed, which takes it out of the array.

@@ -132,13 +132,17 @@ impl Sockets {
         let mut sockets = Self { places: places.collect(), unsteerable: why_unsteerable() };
         for (address, place) in &mut sockets.places {
             let [control, sockets] = MAPS.map(|map| fds.remove(&map_name(map, address)));
-            place.steering = control.zip(sockets).and_then(|(a, b)| Steering::adopt(a, b).ok());
+            let steering = control.zip(sockets).and_then(|(a, b)| Steering::adopt(a, b).ok());
+            // Where that fails, the address is steered anew.
+            let settles = |it: &Steering| it.settle(table::PARKING, place.parking.as_fd()).is_ok();
+            place.steering = steering.filter(settles);
         }
         for (name, socket) in fds.extract_if(.., |name, _| name.starts_with(SOCKET)) {
             let Some((generation, index, address)) = parse_socket_name(&name) else { continue };
             if let Some(place) = sockets.places.get_mut(&address)
                 && let Some(steering) = &mut place.steering
                 && steering.keep(index)
+                && steering.settle(index, socket.as_fd()).is_ok()
             {
                 place.members.insert(generation, Member { index, socket });
             }

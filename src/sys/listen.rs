@@ -45,7 +45,7 @@ pub fn bind_tcp(address: SocketAddr) -> Result<OwnedFd> {
 pub fn join_group(address: SocketAddr) -> Result<OwnedFd> {
     let socket = bind_in_group(address)
         .map_err(|errno| Error::at("listen on", address.to_string(), errno))?;
-    start(&socket).map_err(|errno| Error::at("listen on", address.to_string(), errno))?;
+    listen(&socket, BACKLOG).map_err(|errno| Error::at("listen on", address.to_string(), errno))?;
     Ok(socket)
 }
 
@@ -78,9 +78,9 @@ fn bind_in_group(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Begins to listen; again for one that was made to stop.
-fn start(socket: &OwnedFd) -> rustix::io::Result<()> {
-    listen(socket, BACKLOG)
+/// Has a bound socket listen with the longest queue; nothing else changes for one that does.
+pub fn start(socket: BorrowedFd<'_>) -> Result<()> {
+    listen(socket, BACKLOG).map_err(|errno| Error::new("listen", errno))
 }
 
 /// Whether it is a member of a group of sockets that share their address.
@@ -91,9 +91,9 @@ pub fn is_in_group(socket: &OwnedFd) -> bool {
 /// Has all who wait in a listening socket move to the others of its group, and listens again.
 /// Whoever holds it is not disturbed (measured: a poll reports an end between the two only).
 pub fn move_queue(socket: BorrowedFd<'_>) -> Result<()> {
-    let failed = |errno| Error::new("move the queue of a socket", errno);
-    rustix::net::shutdown(socket, rustix::net::Shutdown::Read).map_err(failed)?;
-    listen(socket, BACKLOG).map_err(failed)
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Read)
+        .map_err(|errno| Error::new("move the queue of a socket", errno))?;
+    start(socket)
 }
 
 fn is_any_v6(address: SocketAddr) -> bool {
@@ -114,7 +114,7 @@ fn any_v4(address: SocketAddr) -> SocketAddr {
 fn try_bind_tcp(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let socket = new_tcp(address)?;
     bind(&socket, &address)?;
-    start(&socket)?;
+    listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 

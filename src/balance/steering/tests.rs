@@ -355,3 +355,51 @@ fn a_port_that_somebody_else_shares_is_in_use() {
     assert!(listen::is_in_group(&parking));
     listen::join_group(address).unwrap();
 }
+
+#[test]
+fn a_program_whose_maps_nobody_has_any_more_is_replaced() {
+    let test = "a_program_whose_maps_nobody_has_any_more_is_replaced";
+    let Some(place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
+    let waits = waiting(&place, 4);
+    // The keeper was killed: of all there is the copy that the service manager had of the parking
+    // socket, with the clients that have moved there.
+    let Place { address, parking, steering, members } = place;
+    steering.publish(&[]);
+    for (_, listener) in members {
+        listen::silence(&listener.into());
+    }
+    drop(steering);
+    let steering = Steering::create(Method::RoundRobin, parking.as_fd(), None).unwrap();
+    let mut place = Place { address, parking, steering, members: Vec::new() };
+    place.join();
+    place.join();
+    place.publish();
+    place.steering.move_queue(table::PARKING, place.parking.as_fd()).unwrap();
+    assert_eq!([0, 1].map(|it| place.counters(it).taken), [2, 2]);
+    assert_eq!(place.answer_all(), 4);
+    assert_answered(waits);
+}
+
+#[test]
+fn a_supervisor_that_died_in_the_middle_of_moving_a_queue_is_followed() {
+    let test = "a_supervisor_that_died_in_the_middle_of_moving_a_queue_is_followed";
+    let Some(mut place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
+    for socket in [place.parking.as_fd(), place.members[1].1.as_fd()] {
+        rustix::net::shutdown(socket, rustix::net::Shutdown::Read).unwrap();
+    }
+    let [control, sockets] = place.steering.maps().map(|map| map.try_clone_to_owned().unwrap());
+    place.steering = Steering::adopt(control, sockets).unwrap();
+    place.steering.settle(table::PARKING, place.parking.as_fd()).unwrap();
+    for (index, listener) in &place.members {
+        assert!(place.steering.keep(*index));
+        place.steering.settle(*index, listener.as_fd()).unwrap();
+    }
+    let clients = waiting(&place, 10);
+    assert_eq!([0, 1].map(|it| place.counters(it).taken), [5, 5]);
+    assert_eq!(place.answer_all(), 10);
+    assert_answered(clients);
+    place.steering.publish(&[]);
+    let clients = waiting(&place, 3);
+    assert_eq!(place.parked(), 3);
+    drop(clients);
+}
