@@ -387,7 +387,7 @@ impl Place {
         steering.publish(&order);
         let nobody_served = self.published.is_empty();
         self.published = generations;
-        let waits = listen::queue(&self.parking).unwrap_or_default() > 0;
+        let waits = listen::queue(&self.parking).unwrap_or_default().length > 0;
         if nobody_served && !order.is_empty() && waits {
             return steering.move_queue(table::PARKING, self.parking.as_fd());
         }
@@ -410,19 +410,23 @@ impl Place {
         let mut samples = Vec::new();
         for (_, generation) in serving {
             if let (Some(member), Some(steering)) = (self.members.get(generation), &self.steering) {
-                let queued = member.queued();
-                let accepted = steering.counters(member.index).taken.saturating_sub(queued);
-                samples.push(Sample { key: *generation, queued, accepted });
+                let taken = steering.counters(member.index).taken;
+                // One that does not listen at the moment has no queue.
+                let queue = listen::queue(&member.socket).unwrap_or_default();
+                let (queued, backlog) = (queue.length.into(), queue.backlog.into());
+                samples.push(Sample { key: *generation, taken, queued, backlog });
             }
         }
         let verdicts = self.watch.look(now, &samples);
         self.publish(serving)?;
         let Some(steering) = &self.steering else { return Ok(verdicts) };
-        for member in verdicts.out.iter().filter_map(|generation| self.members.get(generation)) {
+        let moved = verdicts.out.iter().chain(&verdicts.late);
+        for member in moved.filter_map(|generation| self.members.get(generation)) {
             steering.move_queue(member.index, member.socket.as_fd())?;
         }
         // Whoever met a table with somebody in it who was gone already.
-        if !self.published.is_empty() && listen::queue(&self.parking).unwrap_or_default() > 0 {
+        if !self.published.is_empty() && listen::queue(&self.parking).unwrap_or_default().length > 0
+        {
             steering.move_queue(table::PARKING, self.parking.as_fd())?;
         }
         Ok(verdicts)
@@ -432,7 +436,7 @@ impl Place {
 impl Member {
     /// How many connections wait to be accepted.
     fn queued(&self) -> u64 {
-        listen::queue(&self.socket).unwrap_or_default().into()
+        listen::queue(&self.socket).unwrap_or_default().length.into()
     }
 }
 

@@ -177,9 +177,18 @@ pub fn silence(socket: &OwnedFd) {
     rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap_or_default();
 }
 
-/// How many connections wait to be accepted, of a TCP socket that listens (`TCP_INFO`, where the
-/// kernel has them in `tcpi_unacked`: `tcp_get_info` of net/ipv4/tcp.c).
-pub fn queue(socket: impl AsFd) -> Result<u32> {
+/// The accept queue of a listening socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// Connections that wait to be accepted.
+    pub length: u32,
+    /// How many of them there is room for.
+    pub backlog: u32,
+}
+
+/// The accept queue of a TCP socket that listens (`TCP_INFO`, where the kernel has its length in
+/// `tcpi_unacked` and its backlog in `tcpi_sacked`: `tcp_get_info` of net/ipv4/tcp.c).
+pub fn queue(socket: impl AsFd) -> Result<Queue> {
     let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
     let mut bytes = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or_default();
     let (fd, value) = (socket.as_fd().as_raw_fd(), info.as_mut_ptr().cast());
@@ -191,7 +200,8 @@ pub fn queue(socket: impl AsFd) -> Result<u32> {
         return Err(Error::new("ask for the queue of a socket", errno));
     }
     // SAFETY: it was zeroed, and all of its fields are numbers.
-    Ok(unsafe { info.assume_init() }.tcpi_unacked)
+    let info = unsafe { info.assume_init() };
+    Ok(Queue { length: info.tcpi_unacked, backlog: info.tcpi_sacked })
 }
 
 fn new_unix(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {

@@ -96,7 +96,7 @@ impl Place {
     }
 
     fn parked(&self) -> u32 {
-        listen::queue(&self.parking).unwrap()
+        listen::queue(&self.parking).unwrap().length
     }
 
     fn counters(&self, member: usize) -> Counters {
@@ -188,10 +188,10 @@ fn a_stopped_one_is_passed_over_and_its_queue_moves_while_it_is_held() {
     let Some(place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
     let clients = waiting(&place, 10);
     let (hung, listener) = &place.members[0];
-    assert_eq!(listen::queue(listener).unwrap(), 5);
+    assert_eq!(listen::queue(listener).unwrap().length, 5);
     place.steering.publish(&[place.members[1].0]);
     place.steering.move_queue(*hung, listener.as_fd()).unwrap();
-    assert_eq!(listen::queue(listener).unwrap(), 0);
+    assert_eq!(listen::queue(listener).unwrap().length, 0);
     assert_eq!(place.counters(1), Counters { taken: 10, migrated: 5 });
     // It is a member as before when it goes on.
     place.publish();
@@ -327,7 +327,7 @@ fn a_client_stays_with_its_instance() {
         client.write_all(b"data").unwrap();
     }
     let queues = |place: &Place| -> Vec<u32> {
-        place.members.iter().map(|(_, it)| listen::queue(it).unwrap()).collect()
+        place.members.iter().map(|(_, it)| listen::queue(it).unwrap().length).collect()
     };
     let before = queues(&place);
     let (index, victim) = place.members.remove(0);
