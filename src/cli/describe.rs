@@ -6,15 +6,13 @@ use serde::Serialize;
 
 use super::apps::{Apps, Known, Streams, call_error, soon};
 use super::error::Error;
-use super::journal::{Place, last_errors};
+use super::journal::last_errors;
 use super::status::{Entry, Idle};
 use super::systemd::journal;
 use super::table::{cpu, harmless, limit, memory, or_dash, style_of, time};
 use super::target::Target;
 use super::units::{Connections, why};
-use crate::control::protocol::{
-    AppState, BalanceState, InstanceState, JournalState, OtherState, VERSION,
-};
+use crate::control::protocol::{AppState, BalanceState, InstanceState, OtherState, VERSION};
 
 /// How many of the last lines of the journal are shown of an app that does not run.
 const JOURNAL_LINES: u32 = 10;
@@ -107,12 +105,11 @@ fn write_idle(out: &mut dyn Write, app: &Idle, journal: &[String]) -> io::Result
 /// Of an instance that has failed, the last it said on standard error, where the journal has it.
 /// Who may not read that sees the rest all the same.
 fn add_last_errors(app: &mut AppState) {
-    let Some(JournalState { unit, user }) = app.journal.clone() else { return };
-    let place = Place { app: app.name.clone(), unit, user };
-    for slot in &mut app.instances {
-        if let Some(exit) = slot.last_exit.as_ref().filter(|exit| !exit.asked) {
-            slot.stderr = last_errors(&place, slot.id, exit);
-        }
+    let Some(journal) = &app.journal else { return };
+    let lines = app.instances.iter().map(|slot| last_errors(app, journal, slot));
+    let lines: Vec<_> = lines.collect();
+    for (slot, lines) in app.instances.iter_mut().zip(lines) {
+        slot.stderr = lines;
     }
 }
 

@@ -13,13 +13,14 @@ use serde_json::Value;
 
 use super::error::Error;
 use super::line::{Level, Line, Origin};
-use crate::control::client::{Deadline, time_of_day_ms, wait_readable};
-use crate::control::protocol::ExitState;
+use crate::control::client::{Deadline, wait_readable};
+use crate::control::protocol::{AppState, InstanceState, JournalState};
 
 /// The fields that a line is made of.
 const FIELDS: &str = "MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,PMR_APP,PMR_EVENT,PMR_INSTANCE,\
-                      PMR_GENERATION,_PID,_SYSTEMD_CGROUP,_SYSTEMD_UNIT,_SYSTEMD_USER_UNIT,UNIT,\
-                      USER_UNIT,OBJECT_SYSTEMD_UNIT,OBJECT_SYSTEMD_USER_UNIT";
+                      PMR_GENERATION,_PID,_SYSTEMD_CGROUP,_SYSTEMD_INVOCATION_ID,_SYSTEMD_UNIT,\
+                      _SYSTEMD_USER_UNIT,UNIT,USER_UNIT,OBJECT_SYSTEMD_UNIT,\
+                      OBJECT_SYSTEMD_USER_UNIT";
 
 /// Where journald keeps its files: over a reboot, or until then.
 const DIRECTORIES: [&str; 2] = ["/var/log/journal", "/run/log/journal"];
@@ -32,14 +33,18 @@ const ENTRY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How many lines of an instance that has ended are shown: as many as in the foreground.
 const ERRORS_SHOWN: usize = 10;
 
-/// How many are looked at for these: those of the next instance may be among them.
-const ERRORS_READ: u32 = 100;
+/// How many are looked at for these: those of the next instance may be among them, which may say
+/// much in [`EXIT_SLACK_MS`].
+const ERRORS_READ: u32 = 1000;
 
 /// How long they may take: a journal of gigabytes on a slow disk takes a second.
 const ERRORS_TIME: Duration = Duration::from_secs(5);
 
 /// How much later than an exit its last lines may stand in the journal.
 const EXIT_SLACK_MS: u64 = 1000;
+
+/// How much earlier than is reckoned an instance may have begun: its times are in milliseconds.
+const START_SLACK_MS: u64 = 5;
 
 /// An app in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +100,14 @@ impl Query {
     }
 }
 
+/// An entry, as far as it is read.
+#[derive(Debug)]
+struct Entry {
+    line: Line,
+    /// Of which start of the unit, where journald knew that.
+    invocation: Option<String>,
+}
+
 /// Entries that come from `journalctl`.
 #[derive(Debug)]
 pub(super) struct Entries {
@@ -120,6 +133,11 @@ impl Entries {
 
     /// Waits for some output and takes the lines of it. `None` at the end.
     pub(super) fn next_lines(&mut self) -> Result<Option<Vec<Line>>, Error> {
+        let entries = self.next_entries()?;
+        Ok(entries.map(|entries| entries.into_iter().map(|entry| entry.line).collect()))
+    }
+
+    fn next_entries(&mut self) -> Result<Option<Vec<Entry>>, Error> {
         let mut chunk = vec![0; 64 * 1024];
         match self.output.read(&mut chunk) {
             Ok(0) => return self.end(),
@@ -142,17 +160,21 @@ impl Entries {
     }
 
     /// All lines to the end, or those that come in time.
-    pub(super) fn all(mut self, deadline: Deadline) -> Result<Vec<Line>, Error> {
+    pub(super) fn all(self, deadline: Deadline) -> Result<Vec<Line>, Error> {
+        Ok(self.all_entries(deadline)?.into_iter().map(|entry| entry.line).collect())
+    }
+
+    fn all_entries(mut self, deadline: Deadline) -> Result<Vec<Entry>, Error> {
         let mut all = Vec::new();
         while wait_readable(&[self.as_fd()], deadline)?.contains(&true)
-            && let Some(mut lines) = self.next_lines()?
+            && let Some(mut entries) = self.next_entries()?
         {
-            all.append(&mut lines);
+            all.append(&mut entries);
         }
         Ok(all)
     }
 
-    fn end(&mut self) -> Result<Option<Vec<Line>>, Error> {
+    fn end<T>(&mut self) -> Result<Option<T>, Error> {
         match self.child.wait() {
             Ok(status) if status.success() => Ok(None),
             // It has said why itself.
@@ -177,25 +199,75 @@ impl Drop for Entries {
     }
 }
 
-/// The last errors of an instance that has ended: of this slot and generation, so long ago. Nothing
-/// where they cannot be had.
-pub(super) fn last_errors(place: &Place, slot: u16, exit: &ExitState) -> Vec<String> {
-    let until_ms = time_of_day_ms().saturating_sub(exit.ago_ms).saturating_add(EXIT_SLACK_MS);
+/// An instance that has ended, as its lines are told from those of others of its slot.
+#[derive(Debug, PartialEq, Eq)]
+struct Ended<'a> {
+    generation: u64,
+    /// The start of the unit that it was of, where the supervisor knows that.
+    invocation: Option<&'a str>,
+    since_ms: u64,
+    until_ms: u64,
+    /// When the one after it began.
+    next_ms: Option<u64>,
+}
+
+impl<'a> Ended<'a> {
+    /// The last of this slot, where nobody had asked for its end.
+    fn of(app: &AppState, journal: &'a JournalState, slot: &InstanceState) -> Option<Self> {
+        let exit = slot.last_exit.as_ref().filter(|exit| !exit.asked)?;
+        // The time of day at which the supervisor said so, and not the one at which we heard it.
+        let now_ms = app.started_at_ms.saturating_add(app.uptime_ms);
+        let end_ms = now_ms.saturating_sub(exit.ago_ms);
+        let next = slot.generation.filter(|it| *it > exit.generation).and(slot.uptime_ms);
+        Some(Self {
+            generation: exit.generation,
+            invocation: journal.invocation.as_deref(),
+            since_ms: end_ms.saturating_sub(exit.uptime_ms).saturating_sub(START_SLACK_MS),
+            until_ms: end_ms.saturating_add(EXIT_SLACK_MS),
+            next_ms: next.map(|uptime_ms| now_ms.saturating_sub(uptime_ms)),
+        })
+    }
+
+    /// Whether it wrote this line, which is of its slot and its time.
+    fn wrote(&self, entry: &Entry) -> bool {
+        let Entry { line, invocation } = entry;
+        let is_other = |own: &str| invocation.as_deref().is_some_and(|it| it != own);
+        if line.origin != Origin::App || self.invocation.is_some_and(is_other) {
+            return false;
+        }
+        match line.generation {
+            Some(generation) => generation == self.generation,
+            // A writer that journald found gone has no group, and nor has one in a level without
+            // groups: then the time tells.
+            None => self.next_ms.is_none_or(|next_ms| line.at_ms < next_ms),
+        }
+    }
+}
+
+/// What the instance of this slot that ended last said last on standard error, where nobody had
+/// asked for its end. Nothing where that cannot be had.
+pub(super) fn last_errors(
+    app: &AppState,
+    journal: &JournalState,
+    slot: &InstanceState,
+) -> Vec<String> {
+    let Some(ended) = Ended::of(app, journal, slot) else { return Vec::new() };
+    let JournalState { unit, user, .. } = journal;
+    let place = Place { app: app.name.clone(), unit: unit.clone(), user: *user };
     let query = Query {
-        slot: Some(slot),
+        slot: Some(slot.id),
         level: Some(Level::ERR),
         lines: Some(ERRORS_READ),
-        until: Some(moment(until_ms)),
-        ..Query::default()
+        since: Some(moment(ended.since_ms)),
+        until: Some(moment(ended.until_ms)),
+        follow: false,
     };
-    let entries = Entries::ask(std::slice::from_ref(place), &query);
-    let entries = entries.and_then(|entries| entries.all(Deadline::after(ERRORS_TIME)));
-    let mut lines = entries.unwrap_or_default();
-    // Whose group is not known was written by something short-lived, of whichever instance.
-    let is_its = |line: &Line| line.generation.is_none_or(|it| it == exit.generation);
-    lines.retain(|line| line.origin == Origin::App && is_its(line));
-    let lines = lines.split_off(lines.len().saturating_sub(ERRORS_SHOWN));
-    lines.into_iter().map(|line| line.text).collect()
+    let entries = Entries::ask(std::slice::from_ref(&place), &query);
+    let entries = entries.and_then(|entries| entries.all_entries(Deadline::after(ERRORS_TIME)));
+    let mut entries = entries.unwrap_or_default();
+    entries.retain(|entry| ended.wrote(entry));
+    let entries = entries.split_off(entries.len().saturating_sub(ERRORS_SHOWN));
+    entries.into_iter().map(|entry| entry.line.text).collect()
 }
 
 /// A moment as journalctl takes it.
@@ -225,7 +297,7 @@ fn directories_in(path: &Path) -> Vec<PathBuf> {
 }
 
 /// A line of `journalctl --output=json` about one of these apps. What is no entry is none.
-fn read_entry(json: &[u8], apps: &[String]) -> Option<Line> {
+fn read_entry(json: &[u8], apps: &[String]) -> Option<Entry> {
     let entry: Value = serde_json::from_slice(json).ok()?;
     let field = |name: &str| text_of(entry.get(name)?);
     let number = |name: &str| field(name)?.parse::<u64>().ok();
@@ -266,7 +338,7 @@ fn read_entry(json: &[u8], apps: &[String]) -> Option<Line> {
         Origin::App => by_group.map(|(_, generation)| generation),
         Origin::Pmr | Origin::Systemd => number("PMR_GENERATION"),
     };
-    Some(Line {
+    let line = Line {
         at_ms: number("__REALTIME_TIMESTAMP")? / 1000,
         app: app.or_else(of_unit).unwrap_or_default(),
         origin,
@@ -275,7 +347,8 @@ fn read_entry(json: &[u8], apps: &[String]) -> Option<Line> {
         level: number("PRIORITY").and_then(Level::of).unwrap_or(Level::INFO),
         event,
         text: field("MESSAGE").unwrap_or_default(),
-    })
+    };
+    Some(Entry { line, invocation: field("_SYSTEMD_INVOCATION_ID") })
 }
 
 /// The text of a field: a string; its bytes, where they are none; or the first of several values.
@@ -313,6 +386,7 @@ fn app_of(unit: &str, apps: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::protocol::ExitState;
 
     fn words(query: &Query, places: &[Place]) -> String {
         let words = query.arguments(places);
@@ -347,6 +421,10 @@ mod tests {
     }
 
     fn entry(fields: &[(&str, Value)]) -> Line {
+        whole_entry(fields).line
+    }
+
+    fn whole_entry(fields: &[(&str, Value)]) -> Entry {
         let mut entry = serde_json::Map::new();
         entry.insert("__REALTIME_TIMESTAMP".into(), "1795610560996852".into());
         for (name, value) in fields {
@@ -403,7 +481,59 @@ mod tests {
             ("UNIT", Value::Array(vec!["pmr@web.service".into(), "x".into()])),
         ]);
         assert_eq!((systemd.origin, systemd.app.as_str()), (Origin::Systemd, "web"));
-        assert_eq!(read_entry(b"", &[]), None);
-        assert_eq!(read_entry(b"-- No entries --", &[]), None);
+        assert!(read_entry(b"", &[]).is_none());
+        assert!(read_entry(b"-- No entries --", &[]).is_none());
+    }
+
+    #[test]
+    fn of_an_ended_instance_are_its_own_lines_and_no_others_of_its_slot() {
+        let exit = |asked| ExitState {
+            generation: 17,
+            asked,
+            ago_ms: 5_000,
+            uptime_ms: 60_000,
+            ..ExitState::default()
+        };
+        let slot = |last_exit| InstanceState {
+            generation: Some(19),
+            uptime_ms: Some(4_900),
+            last_exit,
+            ..InstanceState::default()
+        };
+        let entry_at = 1_795_610_560_996;
+        // The instance ended as the line was written, and the next began 100 ms later.
+        let (started_at_ms, uptime_ms) = (entry_at - 95_000, 100_000);
+        let app = AppState { started_at_ms, uptime_ms, ..AppState::default() };
+        let invocation = Some("1fa0".to_owned());
+        let journal = JournalState { invocation, ..JournalState::default() };
+        assert_eq!(Ended::of(&app, &journal, &slot(None)), None);
+        assert_eq!(Ended::of(&app, &journal, &slot(Some(exit(true)))), None);
+        let ended = Ended::of(&app, &journal, &slot(Some(exit(false)))).unwrap();
+        let expected = Ended {
+            generation: 17,
+            invocation: Some("1fa0"),
+            since_ms: entry_at - 60_000 - START_SLACK_MS,
+            until_ms: entry_at + EXIT_SLACK_MS,
+            next_ms: Some(entry_at + 100),
+        };
+        assert_eq!(ended, expected);
+
+        let of = |group: Option<&str>, invocation: Option<&str>| {
+            let group = group.map(|group| ("_SYSTEMD_CGROUP", Value::from(group)));
+            let invocation = invocation.map(|it| ("_SYSTEMD_INVOCATION_ID", Value::from(it)));
+            let fields = [("SYSLOG_IDENTIFIER", Value::from("web:1"))].into_iter();
+            whole_entry(&fields.chain(group).chain(invocation).collect::<Vec<_>>())
+        };
+        let own = Some("/system.slice/pmr@web.service/i-1.17");
+        assert!(ended.wrote(&of(own, Some("1fa0"))));
+        assert!(ended.wrote(&of(own, None)));
+        assert!(!ended.wrote(&of(own, Some("2222"))), "an earlier run of the unit");
+        let other = Some("/system.slice/pmr@web.service/i-1.16");
+        assert!(!ended.wrote(&of(other, Some("1fa0"))), "an earlier instance of the slot");
+        assert!(ended.wrote(&of(None, Some("1fa0"))), "its writer was gone");
+        let late = Ended { next_ms: Some(entry_at), ..ended };
+        assert!(!late.wrote(&of(None, Some("1fa0"))), "the next instance's, by the time");
+        let older = Ended { invocation: None, ..late };
+        assert!(older.wrote(&of(own, Some("2222"))), "a supervisor that knows no invocation");
     }
 }

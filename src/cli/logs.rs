@@ -148,7 +148,7 @@ fn of_app(mut app: App, unit: Option<Place>, wanted: &Wanted) -> Result<Where, E
         (Err(_), Some(place)) => return Ok(Where::Journal(place)),
         (Err(error), None) => return Err(failed()(error)),
     };
-    if let Some(JournalState { unit, user }) = state.journal {
+    if let Some(JournalState { unit, user, .. }) = state.journal {
         return Ok(Where::Journal(Place { app: app.name, unit, user }));
     }
     if let Some(slot) = wanted.slot

@@ -88,6 +88,8 @@ pub struct JournalState {
     pub unit: String,
     /// Whether that is one of the user's own service manager.
     pub user: bool,
+    /// Which start of the unit the app is of, where the service manager has said so.
+    pub invocation: Option<String>,
 }
 
 /// How connections reach the instances of an app.
@@ -166,7 +168,7 @@ pub struct InstanceState {
     pub migrated: Option<u64>,
     /// Connections that wait to be accepted by it.
     pub queued: Option<u64>,
-    /// Last lines of its standard error.
+    /// Last lines of standard error of the instance that failed last; else of the one that runs.
     pub stderr: Vec<String>,
 }
 

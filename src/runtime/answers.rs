@@ -8,7 +8,7 @@ use crate::control::protocol::{
     Usage,
 };
 use crate::control::server::{Call, Reply};
-use crate::policy::{Event, Generation, Moment, Note, SlotId, Wish};
+use crate::policy::{Event, Generation, Moment, Note, SlotId, SlotStatus, Wish};
 use crate::spec::ExecMode;
 use crate::sys::{clock, procfs};
 
@@ -61,7 +61,7 @@ impl Runtime {
             }
             Call::Logs { slot, lines, .. } => {
                 let count = usize::try_from(lines).unwrap_or(usize::MAX);
-                let lines = self.output.last_lines(slot.map(SlotId), None, count);
+                let lines = self.output.last_lines(slot.map(SlotId), count);
                 let lines = lines.into_iter().map(|(slot, line)| log_line(slot, line)).collect();
                 self.reply(client, Reply::Lines(lines));
             }
@@ -93,8 +93,8 @@ impl Runtime {
         let now = clock::now();
         let usage = self.usage(now);
         let status = self.policy.status(Moment::from_ms(now));
-        let slots = status.slots.iter().map(|slot| slot.slot).filter(|_| describe);
-        let stderr = slots.map(|slot| (slot, self.stderr(slot))).collect();
+        let slots = status.slots.iter().filter(|_| describe);
+        let stderr = slots.map(|slot| (slot.slot, self.stderr(slot))).collect();
         AppState::from_status(&status, &self.facts(now, usage, stderr))
     }
 
@@ -156,9 +156,13 @@ impl Runtime {
         alive.map(|(generation, instance)| (*generation, used(instance, now))).collect()
     }
 
-    fn stderr(&self, slot: SlotId) -> Vec<String> {
-        let lines = self.output.last_lines(Some(slot), Some(Stream::Err), STDERR_LINES);
-        lines.into_iter().map(|(_, line)| line.text).collect()
+    /// What the instance that failed last said last; where none did, the one that runs.
+    fn stderr(&self, slot: &SlotStatus) -> Vec<String> {
+        let failed = slot.last_exit.as_ref().filter(|(exit, _)| !exit.asked);
+        let running = || slot.instance.as_ref().map(|instance| instance.generation);
+        let meant = failed.map(|(exit, _)| exit.generation).or_else(running);
+        let lines = meant.map(|it| self.output.last_errors(slot.slot, it, STDERR_LINES));
+        lines.unwrap_or_default()
     }
 
     fn environment(&self, slot: SlotId) -> Reply {

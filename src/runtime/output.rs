@@ -187,21 +187,28 @@ impl Output {
         self.sinks.iter().flatten().any(|sink| sink.queue.len() > QUEUE_BYTES_MAX)
     }
 
-    /// The last lines of a slot, or of all, oldest first; of one stream only where it is named.
-    pub(super) fn last_lines(
-        &self,
-        slot: Option<SlotId>,
-        stream: Option<Stream>,
-        count: usize,
-    ) -> Vec<(SlotId, Line)> {
+    /// The last lines of a slot, or of all, oldest first.
+    pub(super) fn last_lines(&self, slot: Option<SlotId>, count: usize) -> Vec<(SlotId, Line)> {
         let mut lines: Vec<(SlotId, Line)> = self
             .kept
             .iter()
             .filter(|(id, _)| slot.is_none_or(|slot| slot == **id))
             .flat_map(|(id, lines)| lines.iter().map(|line| (*id, line.clone())))
-            .filter(|(_, line)| stream.is_none_or(|stream| stream == line.stream))
             .collect();
         lines.sort_by_key(|(_, line)| line.number);
+        lines.split_off(lines.len().saturating_sub(count))
+    }
+
+    /// The last lines of an instance's standard error, oldest first.
+    pub(super) fn last_errors(
+        &self,
+        slot: SlotId,
+        generation: Generation,
+        count: usize,
+    ) -> Vec<String> {
+        let kept = self.kept.get(&slot).into_iter().flatten();
+        let own = kept.filter(|it| it.generation == generation && it.stream == Stream::Err);
+        let mut lines: Vec<String> = own.map(|line| line.text.clone()).collect();
         lines.split_off(lines.len().saturating_sub(count))
     }
 }

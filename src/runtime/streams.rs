@@ -15,6 +15,8 @@ use super::{Runtime, events};
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     unit: Option<Unit>,
+    /// Which start of the unit this is.
+    invocation: Option<String>,
     /// The last instance had to do without: that is said once, and again after one that had not.
     missing: bool,
 }
@@ -29,13 +31,15 @@ pub(super) struct Pair {
 impl Streams {
     /// Of a supervisor in this unit.
     pub(super) fn of_own_unit() -> Self {
-        Self { unit: journal::own_unit(), missing: false }
+        let invocation = std::env::var("INVOCATION_ID").ok();
+        Self { unit: journal::own_unit(), invocation, missing: false }
     }
 
     /// Where the lines are found.
     pub(super) fn place(&self) -> Option<JournalState> {
         let unit = self.unit.as_ref()?;
-        Some(JournalState { unit: unit.name.clone(), user: unit.user })
+        let (unit, user) = (unit.name.clone(), unit.user);
+        Some(JournalState { unit, user, invocation: self.invocation.clone() })
     }
 
     fn open(&self, path: &Path, app: &str, slot: SlotId) -> Result<Pair> {
@@ -93,6 +97,7 @@ mod tests {
         let path = directory.path().join("stdout");
         let mut streams = Streams {
             unit: Some(Unit { name: "pmr@web.service".to_owned(), user: false }),
+            invocation: None,
             missing: false,
         };
         let slot = SlotId(3);

@@ -127,6 +127,35 @@ fn one_slot_can_be_meant() {
 }
 
 #[test]
+fn what_is_described_as_said_last_is_of_one_instance() {
+    let code = "import os, signal, sys\n\
+                print('said by', os.getpid(), file=sys.stderr, flush=True)\nsignal.pause()";
+    let app = Setup::new("said").config(&python(code)).start();
+    let said = |pid: u32| {
+        app.eventually("its line", || {
+            app.command("logs", &[]).out.contains(&format!("said by {pid}")).then_some(())
+        })
+    };
+    let first = app.online(1).pids()[0];
+    said(first);
+    assert_has(&app.command("describe", &[]).out, &[&format!("last stderr said by {first}\n")]);
+    assert!(procs::signal(first, Signal::KILL));
+    let second = app.state("the next one", |state| state.pid(0).is_some_and(|it| it != first));
+    let second = second.pids()[0];
+    said(second);
+    let described = app.command("describe", &[]).out;
+    assert_has(&described, &["last exit ", &format!("last stderr said by {first}\n")]);
+    assert!(!described.contains(&format!("said by {second}")), "{described}");
+    // Nobody failed since a person asked for another.
+    app.command("restart", &[]);
+    let third = app.online(1).pids()[0];
+    said(third);
+    let described = app.command("describe", &[]).out;
+    assert_has(&described, &[&format!("last stderr said by {third}\n")]);
+    assert!(!described.contains(&format!("said by {second}")), "{described}");
+}
+
+#[test]
 fn the_number_of_instances_goes_up_and_down() {
     let app = Setup::new("scale").config(&python(IDLE)).start();
     let first = app.online(1).pids();
