@@ -44,6 +44,7 @@ const KINDS: &[Kind] = &[
     kind("unkillable", "c22ce9faa3ff4892b054a9bcc3c54d85", Level::ERROR),
     kind("ended", "9c11674194ad452ea2b922ed0546eaea", Level::INFO),
     kind("failed", "19f6f4d6cb6c4a00ae59bc6c543105bf", Level::WARN),
+    kind("oom-killed", "2396a69f1c1d4cc9afd872618aadeeeb", Level::WARN),
     kind("finished", "cbb931ff4fbe43d1b9e12db25050f436", Level::INFO),
     kind("errored", "22e70cb9ccbe42baa9604ac50dafb4a6", Level::ERROR),
     kind("stopped", "cd370eb00ca9423a92b335f636d0084e", Level::INFO),
@@ -81,6 +82,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::control::protocol::event_name;
+    use crate::policy::{Exit, Failure, Oom, Reason, Verdict};
 
     const CATALOG: &str = include_str!("../../systemd/pmr.catalog");
     const PROTOCOL: &str = include_str!("../control/protocol.rs");
@@ -132,6 +135,28 @@ mod tests {
         for id in ids {
             assert!(id.len() == 32 && id.bytes().all(|b| b"0123456789abcdef".contains(&b)), "{id}");
         }
+    }
+
+    #[test]
+    fn who_was_killed_for_want_of_memory_has_an_event_of_its_own() {
+        let exit = |oom| Exit::Signal { signal: 9, core: false, oom };
+        let failed = |oom, verdict| {
+            let uptime = std::time::Duration::from_secs(1);
+            let failure = Failure::Exit(exit(oom));
+            Reason::Failed { failure, uptime, verdict: Some(verdict), unstable: (1, 10) }
+        };
+        let restart = Verdict::Restart { after: std::time::Duration::ZERO };
+        for oom in [Oom::Above, Oom::Cap(1)] {
+            assert_eq!(event_name(&failed(Some(oom), restart)), "oom-killed");
+            let ended = Reason::Ended { exit: Some(exit(Some(oom))) };
+            assert_eq!(event_name(&ended), "oom-killed", "also while it drains");
+            // What a person must act on has its own name still, and says OOM in its words.
+            let given_up = failed(Some(oom), Verdict::Errored);
+            assert_eq!(event_name(&given_up), "errored");
+            assert!(given_up.to_string().contains("OOM-killed"));
+        }
+        assert_eq!(event_name(&failed(None, restart)), "failed");
+        assert_eq!(event_name(&Reason::Ended { exit: Some(exit(None)) }), "ended");
     }
 
     #[test]

@@ -32,5 +32,5 @@ echo "$rolling"
 at_most "memory.peak" "$HIGHEST" $((250 * 1024 * 1024))
 figure "highest memory.peak, of 250 allowed" "$((HIGHEST / 1024 / 1024))" MiB
 decision_figures web
-equal "restarts by a crash" "$(journal PMR_EVENT=failed -o cat | wc -l)" 0
+equal "restarts by a crash" "$(journal PMR_EVENT=failed PMR_EVENT=oom-killed -o cat | wc -l)" 0
 equal "restarts by systemd" "$(show web NRestarts)" 0

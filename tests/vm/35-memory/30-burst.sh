@@ -16,7 +16,7 @@ if get 10000 '/leak?mb=400' 2>/dev/null; then fail "400 MB were had within a cap
 wait_for 30 "a restart is counted" restarts_are web 1
 wait_for 30 "both are online" online web 2
 equal "instances of before that live" "$(for pid in $before; do ls -d "/proc/$pid"; done 2>/dev/null | wc -l)" 1
-holds "the journal says why" logged 'OOM|out of memory' -u pmr@web PMR_EVENT=failed
+holds "the journal says why" logged 'OOM|out of memory' -u pmr@web PMR_EVENT=oom-killed PMR_EVENT=failed
 equal "active state" "$(show web ActiveState)" active
 load_goes_on 20
 # Each of the two clients may have had one request on it.

@@ -14,7 +14,7 @@ wait_for 30 "it serves" serves 10000
 GROUP=$(unit_group web) HIGHEST=0
 clients=3
 load_start 10000 $clients
-kills() { journal PMR_EVENT=failed -o cat | grep -ciE 'OOM|out of memory' || true; }
+kills() { journal PMR_EVENT=failed PMR_EVENT=oom-killed -o cat | grep -ciE 'OOM|out of memory' || true; }
 step "until the guard has spoken, and the kernel has ended two after that"
 deadline=$(($(milliseconds) + 200000))
 guard() { logged . PMR_EVENT=memory-limit-too-low -p err; }

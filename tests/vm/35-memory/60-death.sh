@@ -21,4 +21,4 @@ wait_for 90 "an instance is replaced" logged . PMR_EVENT=roll-done
 wait_for 60 "both are online" online web 2
 load_goes_on 20
 load_stop 0
-equal "restarts by a crash" "$(journal PMR_EVENT=failed -o cat | wc -l)" 0
+equal "restarts by a crash" "$(journal PMR_EVENT=failed PMR_EVENT=oom-killed -o cat | wc -l)" 0
