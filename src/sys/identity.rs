@@ -32,6 +32,9 @@ const OWN_VARIABLES: [&str; 7] = [
 const OWN_PREFIXES: [&str; 5] =
     ["WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_", "PMR_", "NODE_CHANNEL_"];
 
+/// The directories that the service manager has made for the unit, with `:` between them.
+const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
+
 /// Whom a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -264,6 +267,11 @@ pub fn base_environment(
     identity: Option<&Identity>,
 ) -> BTreeMap<OsString, OsString> {
     let mut environment: BTreeMap<_, _> = inherited.filter(|(name, _)| !is_own(name)).collect();
+    if let Some(directories) = environment.remove(OsStr::new(RUNTIME_DIRECTORY))
+        && let Some(others) = without_own(&directories)
+    {
+        environment.insert(RUNTIME_DIRECTORY.into(), others);
+    }
     if let Some(identity) = identity {
         let name = OsString::from(&identity.name);
         environment.insert("HOME".into(), identity.home.clone().into());
@@ -272,6 +280,15 @@ pub fn base_environment(
         environment.insert("LOGNAME".into(), name);
     }
     environment
+}
+
+/// Of the runtime directories of a unit those that are not pmr's own (`RuntimeDirectory=pmr/%i`):
+/// what a drop-in names beside that is meant for the app.
+fn without_own(directories: &OsStr) -> Option<OsString> {
+    let is_own = |path: &PathBuf| path.parent().is_some_and(|above| above.ends_with("pmr"));
+    let others: Vec<PathBuf> =
+        std::env::split_paths(directories).filter(|path| !is_own(path)).collect();
+    std::env::join_paths(&others).ok().filter(|_| !others.is_empty())
 }
 
 fn is_own(name: &OsStr) -> bool {
@@ -383,6 +400,7 @@ mod tests {
             ("NODE_CHANNEL_FD", "x"),
             ("NODE_UNIQUE_ID", "x"),
             ("CREDENTIALS_DIRECTORY", "x"),
+            ("RUNTIME_DIRECTORY", "/run/pmr/web"),
             ("INVOCATION_ID", "42"),
             ("HOME", "/root"),
             ("NODE_ENV", "production"),
@@ -411,5 +429,21 @@ mod tests {
             "HOME=/srv INVOCATION_ID=42 LOGNAME=web NODE_ENV=production PATH=/bin SHELL=/bin/sh \
              USER=web"
         );
+    }
+
+    #[test]
+    fn of_runtime_directories_an_app_has_those_that_are_not_pmrs() {
+        let kept = |value: &str| {
+            let inherited = [(OsString::from("RUNTIME_DIRECTORY"), OsString::from(value))];
+            let environment = base_environment(inherited.into_iter(), None);
+            environment
+                .get(OsStr::new("RUNTIME_DIRECTORY"))
+                .map(|it| it.to_str().unwrap().to_owned())
+        };
+        assert_eq!(kept("/run/pmr/web"), None);
+        assert_eq!(kept("/run/user/7/pmr/web"), None);
+        assert_eq!(kept("/run/web:/run/pmr/web:/run/cache"), Some("/run/web:/run/cache".into()));
+        // Of the service that `pmr run` was called by.
+        assert_eq!(kept("/run/caller"), Some("/run/caller".into()));
     }
 }
