@@ -111,6 +111,7 @@ impl Instance {
             Phase::Spawning => {
                 let deadline = self.spawned_at.after(turn.rules(self.release).listen_timeout);
                 self.enter(Phase::Launching { deadline });
+                self.handle_spawned_wire(turn);
             }
             Phase::Draining { signalled: false, .. } if !was_known => self.ask_to_stop(turn),
             Phase::Launching { .. }

@@ -288,10 +288,12 @@ impl Instance {
 
     /// Takes what the kernel says of its trip-wire.
     pub(super) fn handle_wire(&mut self, news: WireNews, turn: &mut Turn<'_>) {
-        let Some(bounds) = Bounds::of(turn.rules(self.release)) else { return };
         if !self.may_run() {
             return;
         }
+        let Some(bounds) = Bounds::of(turn.rules(self.release)) else {
+            return self.handle_stray_wire(news, turn);
+        };
         match news {
             WireNews::Pressed(split) => self.handle_pressed(split, bounds, turn),
             WireNews::Seen(split) => self.handle_seen(split, bounds, turn),
@@ -302,6 +304,18 @@ impl Instance {
                 }
             }
             WireNews::Armed { split, stands } => self.handle_armed(split, stands, bounds, turn),
+        }
+    }
+
+    /// A wire stands for a limit that was taken away while it was put up, or while the instance
+    /// drained.
+    fn handle_stray_wire(&mut self, news: WireNews, turn: &mut Turn<'_>) {
+        match news {
+            WireNews::Pressed(_) | WireNews::Armed { stands: true, .. } => {
+                self.wire = Wire::Off;
+                self.order(WireOrder::Lift, turn);
+            }
+            WireNews::Seen(_) | WireNews::Reclaimed(_) | WireNews::Armed { stands: false, .. } => {}
         }
     }
 
@@ -419,13 +433,17 @@ impl Instance {
 
     /// Says again what a supervisor that died may have left undone.
     pub(super) fn resume_wire(&self, turn: &mut Turn<'_>) {
-        let Some(Bounds { limit, .. }) = Bounds::of(turn.rules(self.release)) else { return };
         if !self.may_run() {
             return;
         }
+        let Some(Bounds { limit, .. }) = Bounds::of(turn.rules(self.release)) else {
+            return self.resume_without_limit(turn);
+        };
         match self.wire {
             // Also of one whose spawn was not recorded: where it runs, it may have been touched.
             Wire::Armed { .. } => self.order(WireOrder::Look, turn),
+            // With the answer to its spawn.
+            Wire::Arming { .. } if self.pid.is_none() => {}
             Wire::Held { reclaiming, seen, .. } => {
                 self.order(WireOrder::Lift, turn);
                 if reclaiming {
@@ -435,6 +453,19 @@ impl Instance {
             }
             Wire::Arming { .. } => self.order(WireOrder::Arm { limit }, turn),
             Wire::Leaking { .. } | Wire::Off => self.order(WireOrder::Lift, turn),
+        }
+    }
+
+    /// One may stand all the same: the limit was just taken away, or the state that knew of it
+    /// could not be read.
+    fn resume_without_limit(&self, turn: &mut Turn<'_>) {
+        match self.wire {
+            Wire::Armed { .. } => {}
+            Wire::Held { .. } | Wire::Arming { .. } | Wire::Leaking { .. } | Wire::Off => {
+                if self.pid.is_some() {
+                    self.order(WireOrder::Lift, turn);
+                }
+            }
         }
     }
 
@@ -451,17 +482,31 @@ impl Instance {
         }
     }
 
-    /// Its limit is another one: the wire is put up there, or taken away.
+    /// Its limit is another one: the wire is put up there, or taken away. Of one that is being
+    /// spawned with the limit of before, once that is answered.
     pub(super) fn handle_new_limit(&mut self, turn: &mut Turn<'_>) {
-        if !self.is_wanted() || self.pid.is_none() {
+        if !self.is_wanted() {
             return;
         }
-        if let Some(Bounds { limit, .. }) = Bounds::of(turn.rules(self.release)) {
-            self.wire = Wire::unknown(turn.now);
-            self.order(WireOrder::Arm { limit }, turn);
-        } else {
-            self.wire = Wire::default();
-            self.order(WireOrder::Lift, turn);
+        let is_limited = Bounds::of(turn.rules(self.release)).is_some();
+        self.wire = if is_limited { Wire::unknown(turn.now) } else { Wire::Off };
+        if self.pid.is_some() {
+            self.move_wire(turn);
+        }
+    }
+
+    /// It has a process, for which the limit of its spawn may be another by now.
+    pub(super) fn handle_spawned_wire(&self, turn: &mut Turn<'_>) {
+        match self.wire {
+            Wire::Arming { .. } | Wire::Off => self.move_wire(turn),
+            Wire::Armed { .. } | Wire::Held { .. } | Wire::Leaking { .. } => {}
+        }
+    }
+
+    fn move_wire(&self, turn: &mut Turn<'_>) {
+        match Bounds::of(turn.rules(self.release)) {
+            Some(Bounds { limit, .. }) => self.order(WireOrder::Arm { limit }, turn),
+            None => self.order(WireOrder::Lift, turn),
         }
     }
 

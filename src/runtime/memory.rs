@@ -7,6 +7,7 @@
 //! it; the next supervisor is told by the core to do all of it again.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -63,6 +64,16 @@ pub fn reclaim(bytes: &str) -> u8 {
 }
 
 impl Memory {
+    /// The first wire of an instance that was spawned without a limit: its events are counted from
+    /// now on. Without a memory controller there is none, and it is sampled.
+    fn prepare(&mut self, generation: Generation, group: &Group) {
+        if let Entry::Vacant(place) = self.wires.entry(generation)
+            && let Ok(wire) = Tripwire::of(group)
+        {
+            place.insert(wire);
+        }
+    }
+
     /// When a process has taken too long.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
         let waited_for = self.reclaims.values().filter(|it| !it.answered);
@@ -141,11 +152,18 @@ impl Runtime {
 
     /// Carries out what the core wants done to a wire.
     pub(super) fn perform_wire(&mut self, generation: Generation, order: WireOrder) {
-        let group = self.instances.get(&generation).and_then(|it| it.group.as_ref());
-        let Some(group) = group.filter(|_| self.memory.wires.contains_key(&generation)) else {
-            // Nothing of it is left, or the kernel does not watch it.
+        // Nothing of it is left, or there are no groups.
+        let Some(instance) = self.instances.get(&generation) else { return };
+        let Some(group) = instance.group.as_ref() else { return };
+        match order {
+            WireOrder::Arm { .. } => self.memory.prepare(generation, group),
+            WireOrder::Lift | WireOrder::Look | WireOrder::Reclaim { .. } => {}
+        }
+        // A wire may stand, or be on its way, for a limit that there is no more.
+        if order != WireOrder::Lift && !self.memory.wires.contains_key(&generation) {
+            // The kernel does not watch it.
             return;
-        };
+        }
         match order {
             WireOrder::Lift => {
                 let lifted = group.lift_wire();
@@ -326,5 +344,29 @@ fn split_of(stat: MemoryStat) -> Split {
         kernel: stat.kernel,
         swap: stat.swap,
         current: stat.current,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::Directory;
+
+    #[test]
+    fn a_first_limit_has_the_events_of_the_group_watched_from_now_on() {
+        let directory = Directory::new("first-wire");
+        let group = Group::played(directory.path()).unwrap();
+        let (mut memory, generation) = (Memory::default(), Generation(1));
+        memory.prepare(generation, &group);
+        assert!(memory.wires.is_empty(), "no memory controller: it is sampled");
+        let events = directory.path().join("memory.events");
+        std::fs::write(&events, "low 0\nhigh 3\nmax 0\n").unwrap();
+        memory.prepare(generation, &group);
+        let high = |memory: &Memory| memory.wires[&generation].high;
+        assert_eq!((high(&memory), memory.wires[&generation].watched), (3, false));
+        // One that is there is as it was, with what it has seen.
+        std::fs::write(&events, "low 0\nhigh 4\nmax 0\n").unwrap();
+        memory.prepare(generation, &group);
+        assert_eq!(high(&memory), 3);
     }
 }

@@ -193,6 +193,12 @@ impl Group {
         Self::open_any(path)
     }
 
+    /// A directory that plays a group.
+    #[cfg(test)]
+    pub(crate) fn played(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_any(path)
+    }
+
     fn open_any(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -48,7 +48,7 @@ pub(crate) struct Process {
 }
 
 /// What an instance may hold by the rules of all plans.
-const LIMIT: u64 = 1000;
+pub(crate) const LIMIT: u64 = 1000;
 
 impl Process {
     pub(crate) fn is_over(&self) -> bool {
@@ -172,6 +172,7 @@ impl Kernel {
         slot: SlotId,
         generation: Generation,
         release: ReleaseId,
+        limit: Option<u64>,
     ) -> Result<Fact, String> {
         if self.processes.contains_key(&generation) {
             return Err(format!("generation {generation} was spawned before"));
@@ -213,7 +214,7 @@ impl Kernel {
             held: 100,
             held_at: now,
             growth: 0,
-            wire: self.watched.then_some(LIMIT),
+            wire: limit.filter(|_| self.watched),
         };
         self.processes.insert(generation, process);
         self.groups.insert(generation, behaviour.lingers);

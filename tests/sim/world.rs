@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use pmr::policy::{
     Action, Event, Exit, Fact, Fleet, Generation, Moment, Policy, ReleaseId, Rules, SlotId, Ticket,
-    Wish,
+    Wish, Word,
 };
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, LIMIT};
 use crate::ledger::{KILL_PATIENCE_MS, Ledger, wish_name};
 use crate::limits::Limits;
 use crate::plan::{Plan, Stimulus};
@@ -166,7 +166,7 @@ impl World<'_> {
             }
             Stimulus::Scale(count) => Wish::Scale { count },
             Stimulus::Signal if self.now.is_multiple_of(2) => {
-                let (release, rules) = self.next_release();
+                let (release, rules) = self.next_limits();
                 Wish::Adjust { release, rules }
             }
             Stimulus::Signal => Wish::Signal { slot: None, signal: 10 },
@@ -190,6 +190,18 @@ impl World<'_> {
         self.last_ticket += 1;
         let ticket = Ticket(self.last_ticket);
         self.inbox.push(Event::Wish(Some(ticket), wish));
+    }
+
+    /// A release whose memory is limited where that of the last one is not, or the other way
+    /// round; or one with the same limits.
+    fn next_limits(&mut self) -> (ReleaseId, Rules) {
+        let last = self.rules.values().next_back().and_then(|rules| rules.memory_limit);
+        let (release, mut rules) = self.next_release();
+        if !self.now.is_multiple_of(3) {
+            rules.memory_limit = last.xor(Some(LIMIT));
+            self.rules.insert(release, rules.clone());
+        }
+        (release, rules)
     }
 
     /// A release with the same limits as the first.
@@ -341,7 +353,8 @@ impl World<'_> {
             Effect::Acknowledge(generation) => self.kernel.acknowledge(generation),
             Effect::Act(action) => match action {
                 Action::Spawn { slot, generation, release } => {
-                    let answer = self.kernel.spawn(now, slot, generation, release)?;
+                    let limit = self.rules.get(&release).and_then(|rules| rules.memory_limit);
+                    let answer = self.kernel.spawn(now, slot, generation, release, limit)?;
                     self.inbox.push(Event::Fact(answer));
                 }
                 Action::Signal { generation } => {
@@ -454,16 +467,28 @@ impl World<'_> {
         self.recorded.ledger.judge_calm(policy, self.moment())
     }
 
-    /// Nobody is over the limit but who was given up, and nobody is throttled for it.
+    /// Nobody is over its limit but who was given up, and nobody is throttled for it.
     fn judge_memory(&self, policy: &Policy) -> Checked {
-        if !self.plan.watched || self.plan.rules.memory_limit.is_none() {
+        if !self.plan.watched {
             return Ok(());
+        }
+        let limited = policy.memory_watched();
+        let status = policy.status(self.moment());
+        let slots = status.slots.iter().filter(|slot| slot.word == Word::Online);
+        let online: Vec<_> =
+            slots.flat_map(|slot| &slot.instance).map(|it| it.generation).collect();
+        for (generation, process) in self.kernel.alive() {
+            let may_have_one = limited.contains(&generation) || !online.contains(&generation);
+            if process.wire.is_some() && !may_have_one {
+                return Err(format!("generation {generation} has a wire and no limit"));
+            }
         }
         for (generation, process) in self.kernel.alive().filter(|it| it.1.is_over()) {
             if process.wire.is_some() {
                 return Err(format!("generation {generation} is left throttled"));
             }
-            if !is_left_over_its_limit(policy, process.slot) {
+            let is_limited = limited.contains(&generation);
+            if is_limited && !is_left_over_its_limit(policy, process.slot) {
                 return Err(format!("the leak of generation {generation} was lost"));
             }
         }

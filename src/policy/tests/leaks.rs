@@ -14,6 +14,9 @@ pub(super) struct Heap {
 /// The memory of the instances, and where their trip-wires are.
 #[derive(Debug, Default)]
 pub(super) struct Heaps {
+    /// Whether the kernel watches them.
+    watched: bool,
+    /// Where the first wire of an instance is.
     limit: Option<u64>,
     max: u64,
     /// Of the generations to come.
@@ -27,7 +30,7 @@ pub(super) struct Heaps {
 
 impl Heaps {
     pub(super) fn add(&mut self, generation: Generation, now: u64) {
-        if self.limit.is_some() {
+        if self.watched {
             let heap = self.planned.get(&generation.0).copied().unwrap_or_default();
             self.all.insert(generation, (heap, now, self.limit));
         }
@@ -82,6 +85,7 @@ impl World {
         let releases = BTreeMap::from([(ReleaseId(1), rules.clone())]);
         let fleet = Fleet::new(slots, ReleaseId(1));
         world.policy = Policy::adopt(fleet, releases, Moment::default(), &mut out);
+        world.heaps.watched = true;
         world.heaps.limit = rules.memory_limit;
         world.heaps.max = rules.memory_max.unwrap_or(u64::MAX);
         world.heaps.planned = planned.iter().copied().collect();
@@ -491,6 +495,63 @@ fn what_was_given_up_stays_so_under_the_same_limit() {
     let wish = Wish::Adjust { release: ReleaseId(3), rules: higher };
     world.event(Event::Wish(Some(Ticket(2)), wish));
     assert!(!given_up(&world), "{}", world.trace);
+}
+
+#[test]
+fn a_first_limit_of_a_running_instance_is_watched_by_the_kernel() {
+    let unlimited = Rules { memory_limit: None, ..limited() };
+    let mut world = World::watched(2, &unlimited, &[], &[(1, leaking(100, 1))]);
+    world.run(10_000);
+    let wish = Wish::Adjust { release: ReleaseId(2), rules: limited() };
+    world.event(Event::Wish(Some(Ticket(1)), wish));
+    world.run(99_000);
+    assert_eq!(world.lines("arm "), ["10000 arm 1", "10000 arm 2"]);
+    assert_eq!((world.heaps.looks, world.lines("replacing").len()), (0, 0), "{}", world.trace);
+    world.run(120_000);
+    assert_eq!(world.lines("replacing").len(), 1, "{}", world.trace);
+    // Taken away again, nobody is held up by it.
+    let wish = Wish::Adjust { release: ReleaseId(3), rules: unlimited };
+    world.event(Event::Wish(Some(Ticket(2)), wish));
+    assert_eq!(world.lines("120000 lift "), ["120000 lift 3", "120000 lift 2"]);
+}
+
+/// What is spawned has the wire of the release that the action named.
+#[test]
+fn limits_that_change_while_it_is_spawned_hold_once_it_is() {
+    let unlimited = Rules { memory_limit: None, ..limited() };
+    let generation = Generation(1);
+    let order = |order| Action::Wire { generation, order };
+    let at = Moment::from_ms;
+    let arm = WireOrder::Arm { limit: 200 * M };
+    for (first, second, expected) in
+        [(&unlimited, limited(), arm), (&limited(), unlimited.clone(), WireOrder::Lift)]
+    {
+        let releases = BTreeMap::from([(ReleaseId(1), first.clone())]);
+        let fleet = Fleet::new(1, ReleaseId(1));
+        let mut policy = Policy::adopt(fleet, releases, at(1), &mut Vec::new());
+        let mut out = Vec::new();
+        policy.handle(at(2), Event::Tick, &mut out);
+        let wish = Wish::Adjust { release: ReleaseId(2), rules: second };
+        policy.handle(at(2), Event::Wish(Some(Ticket(1)), wish), &mut out);
+        let is_wire = |action: &&Action| matches!(action, Action::Wire { .. });
+        assert_eq!(out.iter().find(is_wire), None, "nothing is there yet: {out:?}");
+        out.clear();
+        policy.handle(at(3), Event::Fact(Fact::Spawned { generation, pid: 7 }), &mut out);
+        assert!(out.contains(&order(expected)), "{out:?}");
+    }
+}
+
+/// It was put up by a process that was slower than the one who took the limit away.
+#[test]
+fn a_wire_without_a_limit_is_lifted() {
+    let unlimited = Rules { memory_limit: None, ..limited() };
+    let split = Split::default();
+    for news in [WireNews::Pressed(split), WireNews::Armed { split, stands: true }] {
+        let mut world = World::watched(1, &unlimited, &[], &[]);
+        world.run(1000);
+        world.event(Event::Fact(Fact::Wire { generation: Generation(1), news }));
+        assert_eq!(world.heaps.lifts, 1, "{}", world.trace);
+    }
 }
 
 /// A spawn that was not recorded, and a wire that was touched before the next supervisor looked.
