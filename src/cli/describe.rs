@@ -1,14 +1,14 @@
 //! `pmr describe`: everything about an app.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use serde::Serialize;
 
 use super::apps::{Apps, Known, Streams, call_error, soon};
 use super::error::Error;
-use super::journal::last_errors;
+use super::journal::{Place, last_errors, last_lines};
 use super::status::{Entry, Idle};
-use super::systemd::journal;
 use super::table::{cpu, harmless, limit, memory, or_dash, style_of, time};
 use super::target::Target;
 use super::units::{Connections, why};
@@ -38,12 +38,13 @@ pub(super) fn run(
     let known = known.next().ok_or_else(|| target.nothing(Vec::new(), Vec::new()))?;
     let Some(live) = known.live else { return idle(&known, json, streams) };
     let mut state = live?.client.describe(soon()).map_err(call_error(name, "describe"))?;
-    add_last_errors(&mut state);
+    let unread = add_last_errors(&mut state);
     if json {
-        write_json(Entry::running(&state), None, streams)
+        write_json(Entry::running(&state), None, streams)?;
     } else {
-        Ok(write_app(&mut *streams.out, &state)?)
+        write_app(&mut *streams.out, &state)?;
     }
+    Ok(write_note(unread.err(), "its last lines are not shown", streams)?)
 }
 
 fn write_json(
@@ -60,21 +61,36 @@ fn write_json(
 fn idle(known: &Known, json: bool, streams: &mut Streams<'_>) -> Result<(), Error> {
     let mut connections = Connections::default();
     let unit = connections.of(known.scope).and_then(|systemd| systemd.unit(&known.name, soon()));
-    let journal = journal::last_lines(known.scope, &known.name, JOURNAL_LINES);
-    let (unit, error) = match unit {
-        Ok(unit) => (Some(unit), None),
-        Err(error) => (None, Some(error)),
-    };
+    let (journal, unread) = parts(last_lines(&Place::of(known), JOURNAL_LINES));
+    let (unit, unseen) = parts(unit);
+    let journal = journal.unwrap_or_default();
     let app = Idle::new(known, unit);
     if json {
         write_json(Entry::unit(&app), Some(&journal), streams)?;
     } else {
         write_idle(&mut *streams.out, &app, &journal)?;
     }
-    if let Some(error) = error {
-        writeln!(streams.err, "note: {error}; the unit is not shown")?;
+    write_note(unseen, "the unit is not shown", streams)?;
+    Ok(write_note(unread, "its last lines are not shown", streams)?)
+}
+
+fn parts<T, E>(result: Result<T, E>) -> (Option<T>, Option<E>) {
+    match result {
+        Ok(value) => (Some(value), None),
+        Err(error) => (None, Some(error)),
     }
-    Ok(())
+}
+
+/// What could not be had, and what is left out for that.
+fn write_note(
+    error: Option<impl fmt::Display>,
+    without: &str,
+    streams: &mut Streams<'_>,
+) -> io::Result<()> {
+    match error {
+        Some(error) => writeln!(streams.err, "note: {error}; {without}"),
+        None => Ok(()),
+    }
 }
 
 fn write_idle(out: &mut dyn Write, app: &Idle, journal: &[String]) -> io::Result<()> {
@@ -104,13 +120,14 @@ fn write_idle(out: &mut dyn Write, app: &Idle, journal: &[String]) -> io::Result
 
 /// Of an instance that has failed, the last it said on standard error, where the journal has it.
 /// Who may not read that sees the rest all the same.
-fn add_last_errors(app: &mut AppState) {
-    let Some(journal) = &app.journal else { return };
+fn add_last_errors(app: &mut AppState) -> Result<(), Error> {
+    let Some(journal) = &app.journal else { return Ok(()) };
     let lines = app.instances.iter().map(|slot| last_errors(app, journal, slot));
-    let lines: Vec<_> = lines.collect();
+    let lines = lines.collect::<Result<Vec<_>, _>>()?;
     for (slot, lines) in app.instances.iter_mut().zip(lines) {
         slot.stderr = lines;
     }
+    Ok(())
 }
 
 fn field(out: &mut dyn Write, indent: usize, name: &str, value: &str) -> io::Result<()> {

@@ -10,9 +10,7 @@ use super::apps::{App, Apps, Known, Streams, call_error, join, soon};
 use super::error::Error;
 use super::journal::{Entries, Place, Query, moment};
 use super::line::{Level, Line};
-use super::systemd::unit_name;
 use super::target::Target;
-use crate::control::Scope;
 use crate::control::client::{
     CallError, Client, Deadline, Stream, pause, time_of_day_ms, wait_readable,
 };
@@ -129,11 +127,7 @@ enum Where {
 /// Of an app that runs, as it says itself. One that does not run, or whose supervisor may not or
 /// cannot be asked, is taken for the unit that it may be.
 fn of_known(known: Known, wanted: &Wanted) -> Result<Where, Error> {
-    let unit = known.has_units.then(|| Place {
-        unit: unit_name(&known.name),
-        user: known.scope == Scope::User,
-        app: known.name,
-    });
+    let unit = known.has_units.then(|| Place::of(&known));
     match known.live {
         Some(Ok(app)) => of_app(app, unit, wanted),
         Some(Err(error)) => unit.map(Where::Journal).ok_or(error),
@@ -173,7 +167,7 @@ fn show(sources: Vec<Source>, wanted: &Wanted, streams: &mut Streams<'_>) -> Res
     let (mut lines, mut errors) = (Vec::new(), Vec::new());
     for source in sources {
         match source {
-            Source::Journal(entries) => match entries.all(Deadline::never()) {
+            Source::Journal(entries) => match entries.all() {
                 Ok(mut some) => lines.append(&mut some),
                 Err(error) => errors.push(error),
             },

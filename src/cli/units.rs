@@ -8,8 +8,9 @@ use super::args::{Boot, Patience, Selection};
 use super::change::{self, Change};
 use super::check;
 use super::error::{Error, JobFailure};
+use super::journal::{Place, last_lines};
 use super::progress::{ProgressLine, look_every};
-use super::systemd::{BOOTED, BusError, Job, JobEnd, Systemd, UnitState, Verb, journal};
+use super::systemd::{BOOTED, BusError, Job, JobEnd, Systemd, UnitState, Verb};
 use super::target::Target;
 use crate::control::Scope;
 use crate::control::client::{Client, Deadline};
@@ -423,13 +424,16 @@ fn finish(
         JobEnd::Not(result) => JobEnd::words(&result),
         JobEnd::Done | JobEnd::Unheard => JobEnd::words("failed"),
     };
-    Err(Error::Job(Box::new(JobFailure {
-        app: name.clone(),
-        doing: wanted.doing,
-        end,
-        unit: unit.ok().and_then(|unit| why(&unit)),
-        journal: journal::last_lines(known.scope, name, JOURNAL_LINES),
-    })))
+    let journal = match last_lines(&Place::of(known), JOURNAL_LINES) {
+        Ok(lines) => lines,
+        Err(error) => {
+            writeln!(streams.err, "note: {error}; its last lines are not shown")?;
+            Vec::new()
+        }
+    };
+    let unit = unit.ok().and_then(|unit| why(&unit));
+    let (app, doing) = (name.clone(), wanted.doing);
+    Err(Error::Job(Box::new(JobFailure { app, doing, end, unit, journal })))
 }
 
 fn progress(unit: &UnitState) -> String {

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::json;
 use zbus::blocking::connection::Builder;
 use zbus::message::{Flags, Header};
 use zbus::object_server::SignalEmitter;
@@ -124,9 +125,17 @@ impl Machine {
         let (connection, shared) = (Mutex::default(), Shared::default());
         let machine = Self { setup, runtime, configs, daemon, connection, shared };
         machine.join();
-        // What it says is seen in the tests that need it.
-        machine.program("journalctl", "#!/bin/sh\necho \"$*\" > \"$(dirname \"$0\")/asked\"\n");
+        machine.journal(&[]);
         Some(machine)
+    }
+
+    /// The lines that `journalctl` gives from now on; how it was asked is in `bin/asked`.
+    pub(crate) fn journal(&self, lines: &[&str]) {
+        let entry = |text| json!({"__REALTIME_TIMESTAMP": "1000", "MESSAGE": text}).to_string();
+        let entries: Vec<String> = lines.iter().map(entry).collect();
+        let asked = "echo \"$*\" > \"$(dirname \"$0\")/asked\"";
+        let entries = entries.join("\n");
+        self.program("journalctl", &format!("#!/bin/sh\n{asked}\ncat <<'END'\n{entries}\nEND\n"));
     }
 
     /// A program that stands before those of the machine.

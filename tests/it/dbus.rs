@@ -40,17 +40,14 @@ fn a_start_waits_for_its_job_however_early_that_ends() {
 fn a_job_that_fails_says_why_with_the_last_lines() {
     let Some(machine) = Machine::new("unit-fails") else { return };
     machine.app("web", |_| ());
-    machine.program(
-        "journalctl",
-        "#!/bin/sh\necho \"$*\" > \"$(dirname \"$0\")/asked\"\nprintf 'TypeError: x\\nbye\\n'\n",
-    );
+    machine.journal(&["TypeError: x", "bye"]);
     machine.answer(Answer::EndsLater("failed"));
     let done = machine.ends(1, &["start", "web"]);
     let why = "its unit failed (exit status 69: slots are errored, and none serves)";
     assert_has(&done.err, &["error: cannot start `web`: ", why, "\n  | TypeError: x\n  | bye\n"]);
     assert_has(&done.err, &["hint: `pmr describe web`"]);
     let words = machine.setup.read("bin/asked");
-    assert_has(&words, &["--unit pmr@web.service --lines 10 --output cat"]);
+    assert_has(&words, &["--quiet --no-pager ", " --lines=10 ", "unit=pmr@web.service"]);
     for (result, words) in [
         ("canceled", "another job took its place"),
         ("timeout", "the job timed out"),
@@ -342,7 +339,7 @@ fn an_app_that_does_not_run_is_described() {
         (unit.result, unit.exit_code, unit.exit_status) = ("exit-code", 1, 78);
         (unit.text, unit.was_started) = ("0/2 online", true);
     });
-    machine.program("journalctl", "#!/bin/sh\nprintf 'one\\ntwo \\033[31m\\n'\n");
+    machine.journal(&["one", "two \u{1b}[31m"]);
     let done = machine.ends(0, &["describe", "web"]);
     assert_has(&done.out, &["web: failed (exit status 78, enabled)\n", "etc/web.toml\n"]);
     assert_has(&done.out, &["pmr@web.service, failed for ", "enabled       yes\n"]);
@@ -356,6 +353,11 @@ fn an_app_that_does_not_run_is_described() {
         &done.out,
         &["\"app\":{\"name\":\"web\"", "\"kind\":\"unit\"", "\"journal\":[\"one\""],
     );
+    machine.program("journalctl", "#!/bin/sh\necho 'No space: x' >&2\nexit 1\n");
+    let done = machine.ends(0, &["describe", "web"]);
+    assert_has(&done.out, &["web: failed (exit status 78, enabled)\n"]);
+    let why = "note: cannot read the journal by journalctl: No space: x; its last lines are not";
+    assert_has(&done.err, &[why]);
 }
 
 #[test]

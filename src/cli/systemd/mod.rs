@@ -5,7 +5,6 @@
 
 mod error;
 mod job;
-pub(super) mod journal;
 mod proxy;
 mod unit;
 
