@@ -10,10 +10,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_journald::PriorityMappings;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{Extensions, ExtensionsMut, LookupSpan, SpanData};
 
 use crate::sys::journal::{self, NATIVE_SOCKET, Native, Priority};
 
@@ -67,16 +68,15 @@ pub(super) fn say(entry: &Entry<'_>) {
 impl Log {
     /// Takes all events of this process from now on.
     pub(super) fn open(foreground: bool) -> Self {
-        let registry = tracing_subscriber::registry();
         // There is one already only where a test made one.
         if foreground {
             let waiting = Waiting::default();
-            let subscriber = registry.with(waiting.clone());
+            let subscriber = NoSpans.with(waiting.clone());
             super::never_mind(tracing::subscriber::set_global_default(subscriber));
             Self::Terminal(waiting)
         } else {
             let journal = ToJournal::default();
-            let subscriber = registry.with(journal.clone());
+            let subscriber = NoSpans.with(journal.clone());
             super::never_mind(tracing::subscriber::set_global_default(subscriber));
             Self::Journal(journal)
         }
@@ -96,6 +96,66 @@ impl Log {
             Self::Terminal(_) => 0,
             Self::Journal(journal) => journal.take_lost(),
         }
+    }
+}
+
+/// Gives events to a layer, and keeps no spans: pmr makes none. The registry that is usual here has
+/// a table of 4096 threads for them, 32 KiB that are written to when it is made.
+#[derive(Debug)]
+struct NoSpans;
+
+impl Subscriber for NoSpans {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        // Any: nothing is ever found by it.
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, _: &Event<'_>) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// There is none.
+#[derive(Debug)]
+enum NoSpan {}
+
+impl<'a> LookupSpan<'a> for NoSpans {
+    type Data = NoSpan;
+
+    fn span_data(&'a self, _: &Id) -> Option<NoSpan> {
+        None
+    }
+}
+
+impl SpanData<'_> for NoSpan {
+    fn id(&self) -> Id {
+        match *self {}
+    }
+
+    fn metadata(&self) -> &'static Metadata<'static> {
+        match *self {}
+    }
+
+    fn parent(&self) -> Option<&Id> {
+        match *self {}
+    }
+
+    fn extensions(&self) -> Extensions<'_> {
+        match *self {}
+    }
+
+    fn extensions_mut(&self) -> ExtensionsMut<'_> {
+        match *self {}
     }
 }
 
@@ -237,10 +297,13 @@ mod tests {
     #[test]
     fn events_are_collected_up_to_a_bound() {
         let waiting = Waiting::default();
-        let subscriber = tracing_subscriber::registry().with(waiting.clone());
+        let subscriber = NoSpans.with(waiting.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(PMR_APP = "web", "online after {}", "5ms");
             assert_eq!(waiting.take(), ["online after 5ms"]);
+            // A library may make one.
+            tracing::info_span!("span").in_scope(|| tracing::info!("in a span"));
+            assert_eq!(waiting.take(), ["in a span"]);
             for _ in 0..=WAITING_MAX {
                 tracing::warn!("again");
             }
