@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::apps::{Apps, Known, Streams, call_error, soon};
 use super::error::Error;
 use super::journal::{Place, last_errors, last_lines};
-use super::status::{Entry, Idle};
+use super::status::{Access, Entry, Idle};
 use super::table::{cpu, harmless, limit, memory, or_dash, style_of, time};
 use super::target::Target;
 use super::units::{Connections, why};
@@ -36,11 +36,12 @@ pub(super) fn run(
     let target = Target::Name(name.to_owned());
     let mut known = apps.known(std::slice::from_ref(&target))?.into_iter();
     let known = known.next().ok_or_else(|| target.nothing(Vec::new(), Vec::new()))?;
+    let scope = known.scope;
     let Some(live) = known.live else { return idle(&known, json, streams) };
     let mut state = live?.client.describe(soon()).map_err(call_error(name, "describe"))?;
     let unread = add_last_errors(&mut state);
     if json {
-        write_json(Entry::running(&state), None, streams)?;
+        write_json(Entry::running(&state, scope), None, streams)?;
     } else {
         write_app(&mut *streams.out, &state)?;
     }
@@ -64,7 +65,7 @@ fn idle(known: &Known, json: bool, streams: &mut Streams<'_>) -> Result<(), Erro
     let (journal, unread) = parts(last_lines(&Place::of(known), JOURNAL_LINES));
     let (unit, unseen) = parts(unit);
     let journal = journal.unwrap_or_default();
-    let app = Idle::new(known, unit);
+    let app = Idle::new(known, unit, Access::Stopped);
     if json {
         write_json(Entry::unit(&app), Some(&journal), streams)?;
     } else {
@@ -96,7 +97,7 @@ fn write_note(
 fn write_idle(out: &mut dyn Write, app: &Idle, journal: &[String]) -> io::Result<()> {
     let style = style_of(&app.status);
     writeln!(out, "{}: {style}{}{style:#}", app.name, app.text())?;
-    field(out, 2, "config", &harmless(&app.config))?;
+    field(out, 2, "config", &app.config.as_deref().map_or_else(|| "none".to_owned(), harmless))?;
     if let Some(unit) = &app.unit {
         let since = unit.since_ms.map(|ms| format!(" for {}", time(ms))).unwrap_or_default();
         let text = match (unit.active_state.as_str(), unit.sub_state.as_str()) {

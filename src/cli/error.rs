@@ -230,6 +230,12 @@ impl Error {
         }
     }
 
+    /// Of which app, where that cannot be spoken to.
+    pub(super) fn app(&self) -> Option<&str> {
+        let (Self::Connect { app, .. } | Self::Call { app, .. }) = self else { return None };
+        Some(app)
+    }
+
     /// What to do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
         match self {

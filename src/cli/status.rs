@@ -1,9 +1,11 @@
 //! `pmr status`: a line for every slot, and for every app that does not run.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::apps::{self, Known, Streams};
-use super::error::{Error, NOTHING_RUNS};
+use super::error::{Error, ExitStatus, NOTHING_RUNS};
 use super::systemd::{BusError, UnitState};
 use super::table::{Cell, Side, cpu, harmless, memory, or_dash, style_of, time, write_table};
 use super::target::Target;
@@ -28,22 +30,24 @@ pub(super) enum Entry<'a> {
         #[serde(flatten)]
         app: &'a AppState,
         kind: &'static str,
+        scope: Scope,
     },
-    /// `unit`: what systemd says of one that does not run.
+    /// `unit`: what systemd says of one that does not run, or that the caller may not look at.
     Unit {
         #[serde(flatten)]
         app: &'a Idle,
         kind: &'static str,
+        scope: Scope,
     },
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn running(app: &'a AppState) -> Self {
-        Self::Running { app, kind: "running" }
+    pub(super) fn running(app: &'a AppState, scope: Scope) -> Self {
+        Self::Running { app, kind: "running", scope }
     }
 
     pub(super) fn unit(app: &'a Idle) -> Self {
-        Self::Unit { app, kind: "unit" }
+        Self::Unit { app, kind: "unit", scope: app.scope }
     }
 
     fn name(&self) -> &'a str {
@@ -54,32 +58,95 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// An app that does not run.
+/// An app that does not run, or that the caller may not look at.
 #[derive(Debug, Serialize)]
 pub(super) struct Idle {
     pub(super) name: String,
     /// In one word, or two.
     pub(super) status: String,
-    /// None: there is nothing in its slots.
+    /// None: there is nothing in its slots, or it is not to be seen.
     pub(super) instances: [InstanceState; 0],
-    pub(super) config: String,
+    /// `None` where it is not there any more.
+    pub(super) config: Option<String>,
     /// `None` where systemd cannot be asked.
     pub(super) unit: Option<UnitState>,
+    #[serde(skip)]
+    scope: Scope,
+    #[serde(skip)]
+    access: Access,
+}
+
+/// Why an app is shown by its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// It does not run.
+    Stopped,
+    /// It does, and is not for the caller.
+    Denied,
 }
 
 impl Idle {
-    pub(super) fn new(known: &Known, unit: Option<UnitState>) -> Self {
+    pub(super) fn new(known: &Known, unit: Option<UnitState>, access: Access) -> Self {
+        let status = match (&unit, access) {
+            (Some(unit), Access::Denied) if unit.is_up() => "running",
+            (Some(unit), Access::Stopped | Access::Denied) => unit.word(),
+            (None, Access::Stopped) => "not running",
+            (None, Access::Denied) => "no access",
+        };
         Self {
             name: known.name.clone(),
-            status: unit.as_ref().map_or("not running", UnitState::word).to_owned(),
+            status: status.to_owned(),
             instances: [],
-            config: known.config.as_ref().map(|it| it.display().to_string()).unwrap_or_default(),
+            config: known.config.as_ref().map(|it| it.display().to_string()),
             unit,
+            scope: known.scope,
+            access,
         }
     }
 
+    /// Its status with what one would ask next.
     pub(super) fn text(&self) -> String {
-        self.unit.as_ref().map_or_else(|| self.status.clone(), UnitState::text)
+        let Some(unit) = &self.unit else { return self.status.clone() };
+        let mut notes = match self.access {
+            Access::Stopped => unit.notes(),
+            // What its keeper says of it to everybody.
+            Access::Denied => Some(harmless(&unit.status_text)).into_iter().collect(),
+        };
+        notes.retain(|note| !note.is_empty());
+        if self.config.is_none() && self.access == Access::Stopped {
+            notes.push("no config".to_owned());
+        }
+        let status = &self.status;
+        if notes.is_empty() { status.clone() } else { format!("{status} ({})", notes.join(", ")) }
+    }
+
+    /// Whether a person wants to know of it: of what is only left over, failures, and what would
+    /// fail at the next boot.
+    fn is_worth_a_row(&self) -> bool {
+        let matters =
+            |unit: &UnitState| unit.is_up() || unit.active_state == "failed" || unit.is_enabled();
+        self.config.is_some()
+            || self.access == Access::Denied
+            || self.unit.as_ref().is_some_and(matters)
+    }
+}
+
+/// The apps of one service manager.
+#[derive(Debug)]
+struct View {
+    scope: Scope,
+    states: Vec<AppState>,
+    idle: Vec<Idle>,
+}
+
+impl View {
+    fn is_empty(&self) -> bool {
+        self.states.is_empty() && self.idle.is_empty()
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+        let running = self.states.iter().map(|app| Entry::running(app, self.scope));
+        running.chain(self.idle.iter().map(Entry::unit))
     }
 }
 
@@ -102,48 +169,85 @@ pub(super) fn run(
     for error in around.unread {
         writeln!(streams.err, "note: {error}")?;
     }
-    let (found, stopped) = super::units::part(around.known);
-    let (idle, error) = look_at(&stopped);
-    let (states, errors) = apps::states(found);
+    let (mut views, mut unseen, mut errors) = (Vec::new(), None, Vec::new());
+    let mut known = around.known;
+    for home in &apps.homes {
+        let (here, others) = known.into_iter().partition(|it| it.scope == home.scope);
+        known = others;
+        let (view, mut wrong) = look(home.scope, here, targets.is_empty(), &mut unseen);
+        views.push(view);
+        errors.append(&mut wrong);
+    }
     if json {
-        let entries = states.iter().map(Entry::running).chain(idle.iter().map(Entry::unit));
-        let mut apps: Vec<_> = entries.collect();
+        let mut apps: Vec<_> = views.iter().flat_map(View::entries).collect();
         apps.sort_by_key(Entry::name);
         let json = Json { version: VERSION, apps };
         writeln!(streams.out, "{}", serde_json::to_string(&json).unwrap_or_default())?;
-    } else if states.is_empty() && idle.is_empty() && errors.is_empty() {
+    } else if views.iter().all(View::is_empty) && errors.is_empty() {
         writeln!(streams.err, "no app is running\n\nhint: {NOTHING_RUNS}")?;
-    } else if !(states.is_empty() && idle.is_empty()) {
-        write_states(&states, &idle, streams)?;
+    } else {
+        write_views(&views, streams)?;
     }
-    if let Some(error) = error {
+    if let Some(error) = unseen {
         writeln!(streams.err, "note: {error}; what does not run is shown without its unit")?;
     }
     apps::join(errors)
 }
 
-/// What systemd says of those that do not run, and why it could not be asked.
-fn look_at(stopped: &[Known]) -> (Vec<Idle>, Option<BusError>) {
-    let mut connections = Connections::default();
-    let mut error = None;
-    let mut idle = Vec::new();
-    for scope in [Scope::User, Scope::System] {
-        let known: Vec<&Known> = stopped.iter().filter(|it| it.scope == scope).collect();
-        if known.is_empty() {
-            continue;
-        }
-        let names: Vec<&str> = known.iter().map(|it| it.name.as_str()).collect();
-        let units = match connections.of(scope) {
-            Ok(systemd) => systemd.units(&names, Deadline::never()),
-            Err(error) => names.iter().map(|_| Err(error.clone())).collect(),
-        };
-        for (known, unit) in known.into_iter().zip(units) {
-            let unit = unit.map_err(|source| error = Some(source)).ok();
-            idle.push(Idle::new(known, unit));
+/// What there is of one service manager, and what went wrong. Who asks for `all` is not told of
+/// each app that it is not for them: such a one is shown by its unit.
+fn look(
+    scope: Scope,
+    known: Vec<Known>,
+    all: bool,
+    unseen: &mut Option<BusError>,
+) -> (View, Vec<Error>) {
+    let units = known.iter().filter(|it| all && it.has_units);
+    let mut units: BTreeMap<_, _> = units.map(|it| (it.name.clone(), it.as_unit())).collect();
+    let (found, stopped) = super::units::part(known);
+    let (states, failed) = apps::states(found);
+    let mut errors = Vec::new();
+    let mut idle: Vec<_> = stopped.into_iter().map(|it| (it, Access::Stopped)).collect();
+    for error in failed {
+        let denied = error.app().filter(|_| error.exit_status() == ExitStatus::Denied);
+        match denied.and_then(|name| units.remove(name)) {
+            Some(unit) => idle.push((unit, Access::Denied)),
+            None => errors.push(error),
         }
     }
-    idle.sort_by(|a, b| a.name.cmp(&b.name));
-    (idle, error)
+    (View { scope, states, idle: look_at(scope, &idle, unseen) }, errors)
+}
+
+/// What systemd says of those that cannot be asked themselves; leaves behind why it could not be.
+fn look_at(scope: Scope, meant: &[(Known, Access)], unseen: &mut Option<BusError>) -> Vec<Idle> {
+    if meant.is_empty() {
+        return Vec::new();
+    }
+    let names: Vec<&str> = meant.iter().map(|it| it.0.name.as_str()).collect();
+    let units = match Connections::default().of(scope) {
+        Ok(systemd) => systemd.units(&names, Deadline::never()),
+        Err(error) => names.iter().map(|_| Err(error.clone())).collect(),
+    };
+    let mut idle = Vec::new();
+    for ((known, access), unit) in meant.iter().zip(units) {
+        let unit = unit.map_err(|source| *unseen = Some(source)).ok();
+        idle.push(Idle::new(known, unit, *access));
+    }
+    idle.retain(Idle::is_worth_a_row);
+    idle
+}
+
+/// A table for the caller's own apps, and one for the machine's below, where both are looked at.
+fn write_views(views: &[View], streams: &mut Streams<'_>) -> Result<(), Error> {
+    let mut before = "";
+    for (index, view) in views.iter().enumerate().filter(|(_, view)| !view.is_empty()) {
+        if index > 0 {
+            writeln!(streams.out, "{before}apps of the machine:")?;
+        }
+        write_states(&view.states, &view.idle, streams)?;
+        before = "\n";
+    }
+    Ok(())
 }
 
 /// Those that run and those that do not, together in order of their names.

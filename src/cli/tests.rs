@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anstream::StripStream;
 
+use super::systemd::UnitState;
 use super::*;
 use crate::control::loopback::{Scratch, track_backend_state, with_app};
 use crate::control::protocol::{
@@ -13,11 +14,16 @@ use crate::policy::{Outcome, Refusal, RollKind, SlotId};
 
 /// A directory of sockets, with no configs beside it.
 fn home(directory: &Path) -> Home {
-    Home { scope: Scope::System, runtime: directory.to_owned(), config: None }
+    let (runtime, units) = (directory.to_owned(), directory.join("units"));
+    Home { scope: Scope::System, runtime, config: None, units }
 }
 
 /// Runs a command line; gives the exit status, the data and the rest.
 fn pmr(directory: &Path, line: &str) -> (Next, String, String) {
+    pmr_in(vec![home(directory)], line)
+}
+
+fn pmr_in(homes: Vec<Home>, line: &str) -> (Next, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let next = {
         let mut streams = Streams {
@@ -26,7 +32,7 @@ fn pmr(directory: &Path, line: &str) -> (Next, String, String) {
             progress: false,
         };
         let args = line.split_whitespace().map(OsString::from);
-        run_in(|_| vec![home(directory)], args, &mut streams)
+        run_in(|_| homes, args, &mut streams)
     };
     (next, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
@@ -83,6 +89,66 @@ fn status_is_a_line_for_every_slot() {
     for line in ["pmr ls", "pmr list track-backend", "pmr status /^track.*d$/ all"] {
         assert_eq!(against(done, line).1, out, "{line}");
     }
+}
+
+/// A user's own app, and two of the machine with a name of their own and the same one.
+#[test]
+fn a_user_sees_the_own_apps_first_and_those_of_the_machine_apart() {
+    let answer = |_: Call| {
+        let mut app = track_backend_state();
+        app.instances.truncate(1);
+        app.limits.clear();
+        vec![Reply::App(Box::new(app))]
+    };
+    let denied = |_: Call| {
+        let text = "only root and the group pmr may look at it";
+        vec![Reply::Fault(Fault::new(FaultKind::Denied, text))]
+    };
+    let both = |line: &str, other: fn(Call) -> Vec<Reply>| {
+        let (own, system) = (Scratch::new("cli-own"), Scratch::new("cli-system"));
+        let homes = || {
+            let mut homes = vec![home(&own.0), home(&system.0)];
+            homes[0].scope = Scope::User;
+            homes
+        };
+        with_app(&own.0, "track-backend", 0, answer, || {
+            with_app(&system.0, "track-backend", 0, other, || pmr_in(homes(), line))
+        })
+    };
+    let (next, out, err) = both("pmr status", answer);
+    insta::assert_snapshot!(out, @r#"
+    NAME           ID  MODE      PID  MEM   CPU  STATUS  RESTARTS  UPTIME
+    track-backend   0  cluster  4242  85M  1.2%  online         0  5h 12min
+
+    apps of the machine:
+    NAME           ID  MODE      PID  MEM   CPU  STATUS  RESTARTS  UPTIME
+    track-backend   0  cluster  4242  85M  1.2%  online         0  5h 12min
+    "#);
+    assert_eq!((next, err.as_str()), (Next::Done(0), ""));
+    let (_, out, _) = both("pmr status --json", answer);
+    let scopes: Vec<_> = out.split("\"scope\":").skip(1).map(|it| &it[..6]).collect();
+    assert_eq!(scopes, ["\"user\"", "\"syste"]);
+    // One that is not a unit is shown by nobody else.
+    let (next, out, err) = both("pmr status", denied);
+    assert_eq!((next, out.lines().count()), (Next::Done(5), 2));
+    assert!(err.contains("only root and the group pmr may"), "{err}");
+}
+
+#[test]
+fn an_app_that_the_caller_may_not_look_at_is_shown_as_systemd_knows_it() {
+    let known = apps::Known::new(&home(Path::new("/run/pmr")), "web".to_owned(), None);
+    let row = |active: &str, text: &str| {
+        let unit = UnitState {
+            active_state: active.to_owned(),
+            status_text: text.to_owned(),
+            ..UnitState::default()
+        };
+        status::Idle::new(&known, Some(unit), status::Access::Denied).text()
+    };
+    assert_eq!(row("active", "2/2 online, gen 7\u{1b}"), "running (2/2 online, gen 7\u{fffd})");
+    assert_eq!(row("active", ""), "running");
+    let alone = status::Idle::new(&known, None, status::Access::Denied);
+    assert_eq!(alone.text(), "no access");
 }
 
 #[test]
@@ -201,7 +267,8 @@ fn status_as_json_has_a_stable_shape() {
     "pmr_version":"0.1.0",
     "upgrade":null,
     "journal":null,
-    "kind":"running"}]}
+    "kind":"running",
+    "scope":"system"}]}
     "#);
 }
 

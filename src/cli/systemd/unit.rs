@@ -42,7 +42,7 @@ pub(in crate::cli) struct UnitState {
     pub(in crate::cli) invocation_id: String,
     /// The job that is queued or runs for it.
     #[serde(skip)]
-    pub(super) job: Option<u32>,
+    pub(in crate::cli) job: Option<u32>,
 }
 
 /// How a main process ended: `CLD_*` of waitid(2).
@@ -102,8 +102,8 @@ impl UnitState {
         }
     }
 
-    /// The same with what one would ask next: `failed (exit status 69)`, `stopped (enabled)`.
-    pub(in crate::cli) fn text(&self) -> String {
+    /// What one would ask next: how it failed, whether it is enabled.
+    pub(in crate::cli) fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = Vec::new();
         if self.active_state == "failed" {
             notes.extend(self.end());
@@ -111,7 +111,12 @@ impl UnitState {
         if self.is_enabled() {
             notes.push("enabled".to_owned());
         }
-        let word = self.word();
+        notes
+    }
+
+    /// Its word with these: `failed (exit status 69)`, `stopped (enabled)`.
+    pub(in crate::cli) fn text(&self) -> String {
+        let (word, notes) = (self.word(), self.notes());
         if notes.is_empty() { word.to_owned() } else { format!("{word} ({})", notes.join(", ")) }
     }
 
