@@ -332,7 +332,7 @@ mod tests {
         assert_eq!(ended, expected);
 
         let of = |group: Option<&str>, invocation: Option<&str>| {
-            let at = format!("{}000", entry_at);
+            let at = format!("{entry_at}000");
             let mut entry = json!({"__REALTIME_TIMESTAMP": at, "SYSLOG_IDENTIFIER": "web:1"});
             for (name, value) in
                 [("_SYSTEMD_CGROUP", group), ("_SYSTEMD_INVOCATION_ID", invocation)]

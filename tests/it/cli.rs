@@ -132,9 +132,8 @@ fn what_is_described_as_said_last_is_of_one_instance() {
                 print('said by', os.getpid(), file=sys.stderr, flush=True)\nsignal.pause()";
     let app = Setup::new("said").config(&python(code)).start();
     let said = |pid: u32| {
-        app.eventually("its line", || {
-            app.command("logs", &[]).out.contains(&format!("said by {pid}")).then_some(())
-        })
+        let logged = || app.command("logs", &[]).out.contains(&format!("said by {pid}"));
+        app.eventually("its line", || logged().then_some(()));
     };
     let first = app.online(1).pids()[0];
     said(first);
