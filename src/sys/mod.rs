@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod channel;
 pub mod clock;
+pub mod diag;
 pub mod identity;
 pub mod journal;
 pub mod link;

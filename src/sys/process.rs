@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use super::{Error, Result};
+use super::{Error, Result, procfs};
 
 /// Where a program is looked for when the app's environment has no `PATH`.
 pub const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -311,6 +311,25 @@ pub fn pidfd_open(pid: u32) -> Result<OwnedFd> {
     rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| Error::new(doing, errno))
 }
 
+/// A socket that another process holds: a dup of the first of its fds that is one. `None` where it
+/// holds it no more. It takes the right to trace that process.
+pub fn fetch_socket(pid: u32, inode: u64) -> Result<Option<OwnedFd>> {
+    let doing = "fetch a socket of the app";
+    // First the process, so that what is found by its number is of it and no other.
+    let pidfd = pidfd_open(pid)?;
+    let Some(fd) = procfs::socket_fd(pid, inode)? else { return Ok(None) };
+    let flags = rustix::process::PidfdGetfdFlags::empty();
+    match rustix::process::pidfd_getfd(pidfd, fd, flags) {
+        // By now it may be another file.
+        Ok(socket) => {
+            let facts = rustix::fs::fstat(&socket).map_err(|errno| Error::new(doing, errno))?;
+            Ok((facts.st_ino == inode).then_some(socket))
+        }
+        Err(rustix::io::Errno::BADF | rustix::io::Errno::SRCH) => Ok(None),
+        Err(errno) => Err(Error::new(doing, errno)),
+    }
+}
+
 /// A child that could not be made. Nothing is left of it.
 #[derive(Debug)]
 pub struct SpawnError {
@@ -418,6 +437,34 @@ mod tests {
     fn a_process_limit_is_named() {
         let text = SpawnError::from(Error::new("make a process", Errno::EAGAIN)).to_string();
         assert!(text.contains("(EAGAIN)") && text.contains("pids.max"), "{text}");
+    }
+
+    #[test]
+    fn a_socket_of_another_process_is_fetched() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: a_socket_of_another_process_is_fetched: needs root");
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let inode = rustix::fs::fstat(&listener).unwrap().st_ino;
+        // It reads from its standard input, which is the socket, when somebody writes to it.
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .stdin(OwnedFd::from(listener))
+            .spawn()
+            .unwrap();
+        let fetched = fetch_socket(child.id(), inode).unwrap().unwrap();
+        assert_eq!(fetch_socket(child.id(), inode.wrapping_add(1)).unwrap().map(drop), None);
+        let flags = rustix::io::fcntl_getfd(&fetched).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(fetch_socket(child.id(), inode).is_err_and(|error| error.errno() == libc::ESRCH));
+        // It listens on though the process is gone.
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let (_, from) = std::net::TcpListener::from(fetched).accept().unwrap();
+        assert_eq!(from, client.local_addr().unwrap());
     }
 
     #[test]

@@ -286,6 +286,21 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     same_port && (a_ip == b_ip || takes_all(a_ip, b_ip) || takes_all(b_ip, a_ip))
 }
 
+/// Which fd of a process is this socket, the first where there are more. `ENOENT` where the process
+/// is gone.
+pub fn socket_fd(pid: u32, inode: u64) -> Result<Option<i32>> {
+    let path = format!("/proc/{pid}/fd");
+    let entries = std::fs::read_dir(&path).map_err(|error| Error::at("list", &path, error))?;
+    let name = format!("socket:[{inode}]");
+    let of = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let link = std::fs::read_link(entry.path()).ok()?;
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        (link == Path::new(&name)).then_some(number)
+    };
+    Ok(entries.filter_map(of).min())
+}
+
 fn holds_any(pid: u32, names: &[String], links: &mut usize) -> bool {
     let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
         return false;

@@ -111,3 +111,14 @@ fn the_holder_of_a_port_is_named() {
     assert_eq!(port_holder(&Address::Unix(path.clone())).unwrap(), None);
     std::fs::remove_file(path).unwrap();
 }
+
+#[test]
+fn the_fd_of_a_socket_is_found() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let inode = rustix::fs::fstat(&listener).unwrap().st_ino;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
+    assert_eq!(socket_fd(std::process::id(), inode).unwrap(), Some(fd));
+    drop(listener);
+    assert_eq!(socket_fd(std::process::id(), inode).unwrap(), None);
+    assert_eq!(socket_fd(u32::MAX, inode).unwrap_err().errno(), nix::libc::ENOENT);
+}
