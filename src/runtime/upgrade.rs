@@ -52,7 +52,8 @@ impl Check {
 }
 
 /// What `pmr preflight KEEPER-PID` does: whether this binary can go on from the state on its stdin
-/// and from the releases that the keeper holds. Says so on stderr, or why not and ends with status 1.
+/// and from the releases that the keeper holds. Says so on stderr, or why not and ends with
+/// status 1.
 pub fn preflight(keeper_pid: u32) -> u8 {
     let state = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string());
     match state.and_then(|state| check(state, keeper_pid)) {
