@@ -1,8 +1,13 @@
 """What the kernel says of processes, and figures made of many of them."""
 
+import ctypes
 import os
+import socket
 import statistics
 import time
+
+TCP_ESTABLISHED = 1
+PIDFD_GETFD = 438
 
 
 def read(path):
@@ -29,6 +34,11 @@ def until(what, condition, seconds=20, pause=0.001):
 def children(pid):
     """The children that the main thread of a process has, as the kernel lists them."""
     return {int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()}
+
+
+def tree(pid):
+    """A process and all below it."""
+    return [pid] + [below for child in children(pid) for below in tree(child)]
 
 
 def spawned_after(pid, known, seconds=5):
@@ -107,6 +117,36 @@ def run(argv, env):
     wall = (time.perf_counter_ns() - start) / 1e6
     os.close(null)
     return wall, (usage.ru_utime + usage.ru_stime) * 1000, os.waitstatus_to_exitcode(status)
+
+
+def is_stopped(pid):
+    """Whether all of a process stands still."""
+    return all(
+        read(f"/proc/{pid}/task/{task}/stat").rpartition(") ")[2].startswith("T")
+        for task in tasks(pid)
+    )
+
+
+def established(pid):
+    """How many open connections a process has accepted or made; it has stopped."""
+    call, count = ctypes.CDLL(None, use_errno=True).syscall, 0
+    pidfd = os.pidfd_open(pid)
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            if not os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
+                continue
+            copy = call(PIDFD_GETFD, pidfd, int(fd), 0)
+            if copy < 0:
+                raise OSError(ctypes.get_errno(), "pidfd_getfd")
+            with socket.socket(fileno=copy) as one:
+                tcp = one.family in (socket.AF_INET, socket.AF_INET6)
+                tcp = tcp and one.type == socket.SOCK_STREAM
+                count += tcp and one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == (
+                    TCP_ESTABLISHED
+                )
+    finally:
+        os.close(pidfd)
+    return count
 
 
 def median(values):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import balance
 from load import Load
 from measure import (
     cpu_ms,
@@ -283,6 +284,10 @@ class Bench:
         }
         daemon.close()
         return figures
+
+    def balance(self):
+        """New connections, kept ones, crashes and hangs, by each way to share a port."""
+        balance.measure(self)
 
     def policy(self):
         """The pure core alone."""

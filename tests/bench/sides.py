@@ -102,7 +102,7 @@ class Pmr:
     def start(self, name, command, **keys):
         """Runs an app; `keys` go into its config."""
         lines = [f"command = {json.dumps(command)}"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+        lines += [f"{key} = {toml(value)}" for key, value in keys.items()]
         config = self.configs / f"{name}.toml"
         config.write_text("\n".join(lines) + "\n")
         return self.launch(name, ["run", str(config)])
@@ -224,6 +224,13 @@ class Pm2:
     def close(self):
         for daemon in self.daemons:
             daemon.close()
+
+
+def toml(value):
+    """A value as TOML has it, which is JSON's way but for tables."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value)
 
 
 def nap(name, count):
