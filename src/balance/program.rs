@@ -298,3 +298,6 @@ fn offset(at: u32) -> i16 {
 fn mask(bits: u32) -> i32 {
     bits.cast_signed()
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,8 +166,20 @@ pub fn put_socket(array: BorrowedFd<'_>, index: u16, socket: BorrowedFd<'_>) -> 
         value: address(&value),
         flags: 0,
     };
-    let put = bpf(MAP_UPDATE_ELEM, &attributes);
-    put.map(drop).map_err(|errno| Error::new("put a socket into the steering table", errno))
+    bpf(MAP_UPDATE_ELEM, &attributes).map(drop).map_err(|errno| {
+        // The kernel's ENOTSUPP, which no C library knows.
+        if is_mptcp(socket) {
+            let doing = "steer to a socket of MPTCP (with GODEBUG=multipathtcp=0 Go makes none)";
+            Error::new(doing, Errno::EOPNOTSUPP)
+        } else {
+            Error::new("put a socket into the steering table", errno)
+        }
+    })
+}
+
+fn is_mptcp(socket: BorrowedFd<'_>) -> bool {
+    let protocol = rustix::net::sockopt::socket_protocol(socket);
+    protocol.is_ok_and(|protocol| protocol == Some(rustix::net::ipproto::MPTCP))
 }
 
 /// Takes all sockets out of an array, so that they can be put into another.
@@ -343,3 +355,6 @@ impl Drop for Shared {
         debug_assert_eq!(result, 0, "what was mapped can be unmapped");
     }
 }
+
+#[cfg(test)]
+mod tests;
