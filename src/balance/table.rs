@@ -68,6 +68,29 @@ pub fn counter(kind: u32, index: u16) -> u32 {
     kind.saturating_add(u32::from(index).saturating_mul(8))
 }
 
+/// The order by which a client stays with its slot: of `ready` slots and their indices, a place for
+/// each of 512 kinds of addresses. Empty where nobody is ready.
+///
+/// A place belongs to the slot with the highest score for it. So a slot that goes away leaves its
+/// places to the others and moves none of theirs; and it has the same ones again when it comes
+/// back, whatever generation and index it has then.
+pub fn by_source(ready: &[(u16, u16)]) -> Vec<u16> {
+    let best = |place: u16| {
+        let best = ready.iter().max_by_key(|(slot, index)| (score(place, *slot), *index));
+        best.map(|(_, index)| *index)
+    };
+    (0..ORDER_MAX).filter_map(best).collect()
+}
+
+/// A number that looks like chance: place and slot by the finalizer of `SplitMix64`.
+fn score(place: u16, slot: u16) -> u64 {
+    let mut z = u64::from(place) << 16 | u64::from(slot);
+    z = z.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
 /// The indices of the array that are in use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Indices(std::collections::BTreeSet<u16>);
@@ -93,7 +116,51 @@ impl Indices {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn ready(slots: impl IntoIterator<Item = u16>) -> Vec<(u16, u16)> {
+        slots.into_iter().map(|slot| (slot, slot ^ 0x155)).collect()
+    }
+
+    #[test]
+    fn places_of_clients_are_shared_out_evenly() {
+        for slots in [1, 2, 3, 4, 8, 16_u16] {
+            let places = by_source(&ready(0..slots));
+            assert_eq!(places.len(), 512);
+            let fair = 512_usize.div_ceil(slots.into());
+            for (_, index) in ready(0..slots) {
+                let own = places.iter().filter(|place| **place == index).count();
+                assert!(own.abs_diff(fair) <= fair / 2, "{own} of {fair} with {slots} slots");
+            }
+        }
+        assert!(by_source(&[]).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_slot_that_goes_moves_no_client_of_the_others(
+            slots in prop::collection::btree_set(0_u16..256, 2..40),
+            gone: prop::sample::Index,
+        ) {
+            let all: Vec<u16> = slots.iter().copied().collect();
+            let gone = *gone.get(&all);
+            let own = ready([gone])[0].1;
+            let before = by_source(&ready(all.iter().copied()));
+            let after = by_source(&ready(all.iter().copied().filter(|slot| *slot != gone)));
+            for (before, after) in before.iter().zip(&after) {
+                prop_assert!(*after != own && (before == after || *before == own));
+            }
+            // Its next generation, at another index, has the same clients.
+            let mut again = ready(all.iter().copied());
+            again.iter_mut().filter(|(slot, _)| *slot == gone).for_each(|it| it.1 = 511);
+            let again = by_source(&again);
+            for (before, again) in before.iter().zip(&again) {
+                prop_assert_eq!(if *before == own { 511 } else { *before }, *again);
+            }
+        }
+    }
 
     #[test]
     fn a_flip_fills_the_half_that_does_not_count() {
