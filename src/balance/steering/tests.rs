@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use super::*;
 
+mod meanwhile;
+
 /// An address with its sockets; `None` where bpf(2) is not permitted, which is said.
 struct Place {
     address: SocketAddr,
