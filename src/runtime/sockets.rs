@@ -147,6 +147,9 @@ impl Sockets {
                 place.members.insert(generation, Member { index, socket });
             }
         }
+        for steering in sockets.places.values().filter_map(|place| place.steering.as_ref()) {
+            steering.forget_others();
+        }
         sockets
     }
 

@@ -256,6 +256,30 @@ fn the_next_supervisor_goes_on_with_the_maps() {
 }
 
 #[test]
+fn a_socket_that_no_keeper_was_told_of_is_put_in_again() {
+    let test = "a_socket_that_no_keeper_was_told_of_is_put_in_again";
+    let Some(mut place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
+    // An instance has bound it by itself; the supervisor died before it was published.
+    place.join();
+    let (_, third) = place.members.pop().unwrap();
+    let [control, sockets] = place.steering.maps().map(|map| map.try_clone_to_owned().unwrap());
+    let mut next = Steering::adopt(control, sockets).unwrap();
+    for (index, _) in &place.members {
+        assert!(next.keep(*index));
+    }
+    assert_eq!(next.add(third.as_fd()).unwrap_err().errno(), nix::libc::EBUSY);
+    next.forget_others();
+    let index = next.add(third.as_fd()).unwrap();
+    place.members.push((index, third));
+    place.steering = next;
+    place.publish();
+    let clients = waiting(&place, 9);
+    assert_eq!([0, 1, 2].map(|it| place.counters(it).taken), [3, 3, 3]);
+    assert_eq!(place.answer_all(), 9);
+    assert_answered(clients);
+}
+
+#[test]
 fn new_maps_take_the_place_of_those_that_cannot_be_read() {
     let test = "new_maps_take_the_place_of_those_that_cannot_be_read";
     let Some(mut place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
