@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use super::*;
+use crate::sys::testing::eventually;
 
 mod meanwhile;
 
@@ -67,7 +68,22 @@ impl Place {
                 Ipv6Addr::LOCALHOST.into()
             });
         }
-        TcpStream::connect(address).unwrap()
+        self.arrived(|| TcpStream::connect(address).unwrap())
+    }
+
+    /// A connection that has arrived. connect(2) returns before that: the last segment of the
+    /// handshake may still be on its way, even to the same machine.
+    fn arrived(&self, connect: impl FnOnce() -> TcpStream) -> TcpStream {
+        let before = self.queued();
+        let client = connect();
+        eventually("it waits at one of the sockets", || (self.queued() > before).then_some(()));
+        client
+    }
+
+    /// How many connections wait.
+    fn queued(&self) -> u32 {
+        let queue = |(_, socket): &(u16, TcpListener)| listen::queue(socket).unwrap().length;
+        self.members.iter().map(queue).sum::<u32>() + self.parked()
     }
 
     /// Which member has a connection to accept, which is answered.
@@ -306,7 +322,8 @@ fn one_group_serves_both_families() {
     let Some(place) = Place::new(test, Method::RoundRobin, any, 2) else { return };
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, place.address.port()));
     for turn in 0..20 {
-        let client = if turn % 4 < 2 { place.connect() } else { TcpStream::connect(v4).unwrap() };
+        let by_v4 = || TcpStream::connect(v4).unwrap();
+        let client = if turn % 4 < 2 { place.connect() } else { place.arrived(by_v4) };
         assert_eq!(place.serve(), turn % 2);
         drop(client);
     }
@@ -332,7 +349,7 @@ fn a_client_stays_with_its_instance() {
     let Some(mut place) = Place::new(test, Method::Source, any, 4) else { return };
     let port = place.address.port();
     let served = |place: &Place, client: u8| {
-        let stream = client_at(port, client);
+        let stream = place.arrived(|| client_at(port, client));
         let member = place.serve();
         drop(stream);
         member
@@ -348,7 +365,8 @@ fn a_client_stays_with_its_instance() {
         assert!(seen.contains(&member), "{seen:?}");
     }
     // Those that wait for one that dies move to where they are sent from now on.
-    let mut waiting: Vec<TcpStream> = (1..=40).map(|client| client_at(port, client)).collect();
+    let arrived = |client| place.arrived(|| client_at(port, client));
+    let mut waiting: Vec<TcpStream> = (1..=40).map(arrived).collect();
     for client in &mut waiting {
         client.write_all(b"data").unwrap();
     }
