@@ -15,12 +15,15 @@ mod command;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::node::Channel;
 use crate::spec::{Balance, ExecMode, ListenAddress, Spec};
 use command::Command;
 
 /// How an instance gets its socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Adapter {
     /// It binds what it likes, alone.
     None,
@@ -44,7 +47,8 @@ impl fmt::Display for Adapter {
 }
 
 /// How connections get to the instances: what became of [`Balance`] on this machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Spread {
     /// Each instance on its own.
     Alone,
@@ -117,7 +121,7 @@ impl<'a> App<'a> {
 }
 
 /// What was chosen for an app.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
     /// How an instance gets its socket.
     pub adapter: Adapter,

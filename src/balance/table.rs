@@ -108,11 +108,6 @@ impl Indices {
         index < PARKING && self.0.insert(index)
     }
 
-    /// Those that are not in use.
-    pub fn free(&self) -> impl Iterator<Item = u16> {
-        (0..PARKING).filter(|index| !self.0.contains(index))
-    }
-
     /// Gives one back.
     pub fn give_back(&mut self, index: u16) {
         self.0.remove(&index);
@@ -196,7 +191,6 @@ mod tests {
         assert!(indices.keep(1) && !indices.keep(1) && !indices.keep(PARKING));
         assert_eq!((indices.take(), indices.take()), (Some(0), Some(2)));
         indices.give_back(1);
-        assert_eq!(indices.free().take(2).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(indices.take(), Some(1));
         for _ in 3..PARKING {
             assert!(indices.take().is_some());

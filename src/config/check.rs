@@ -67,7 +67,7 @@ pub(super) fn spec(source: &Source, overlay: Option<&str>, reader: &mut Reader<'
             )
             .unwrap_or(Balance::RoundRobin),
         restart: restart(reader),
-        ready: readiness(readiness_needs_address, reader),
+        ready: readiness(exec_mode, readiness_needs_address, reader),
         listen_timeout: duration("listen_timeout", false, Duration::from_secs(30), reader),
         stop: stop(reader),
         memory: limits::memory(reader),
@@ -267,14 +267,18 @@ fn restart(reader: &mut Reader<'_>) -> RestartRules {
     }
 }
 
-fn readiness(no_address: bool, reader: &mut Reader<'_>) -> Readiness {
+fn readiness(mode: ExecMode, no_address: bool, reader: &mut Reader<'_>) -> Readiness {
     let wait_ready = flag("wait_ready", false, reader);
     let ready = reader.read("ready", values::readiness);
     if wait_ready && ready.as_ref().is_some_and(|ready| *ready != Readiness::Message) {
         let message = "`wait_ready = true` is `ready = \"message\"`, but `ready` says otherwise";
         reader.problem("wait_ready", message.to_owned(), Some("leave one of them out".to_owned()));
     }
-    let default = if wait_ready { Readiness::Message } else { Readiness::Exec };
+    let default = match (wait_ready, mode) {
+        (true, _) => Readiness::Message,
+        (false, ExecMode::Cluster) if !no_address => Readiness::Listen,
+        (false, ExecMode::Cluster | ExecMode::Fork) => Readiness::Exec,
+    };
     let ready = ready.unwrap_or(default);
     match ready {
         Readiness::Listen | Readiness::Http(_) if no_address && !reader.is_faulty("listen") => {

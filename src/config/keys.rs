@@ -4,7 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::raw::Reader;
-use crate::spec::{ExecMode, Spec};
+use crate::spec::Spec;
 
 /// Every key; those of a table are written `table.key`. Besides these there are `env.*` and the
 /// overlays `env_NAME`.
@@ -76,10 +76,11 @@ const TABLES: &[&str] = &["health", "watch", "alerts"];
 /// Keys that are checked but have no effect in this version: the key, the values for which that is
 /// not so, and what happens instead. Whoever makes a key work deletes its line.
 const NO_EFFECT_YET: &[(&str, &[&str], &str)] = &[
-    ("balance", &["shared"], "all instances share one accept queue"),
-    ("ready", &["exec", "notify"], "an instance is online as soon as it is executed"),
-    ("wait_ready", &["false"], "an instance is online as soon as it is executed"),
-    ("shutdown_with_message", &["false"], "`kill_signal` is sent"),
+    (
+        "ready",
+        &["exec", "listen", "notify", "message"],
+        "an instance is online as soon as it is executed",
+    ),
     ("health", &[], "no probe is made"),
     ("watchdog", &[], "nothing is expected of the instances"),
     ("cron_restart", &[], "nothing is scheduled"),
@@ -202,20 +203,6 @@ pub(super) fn closest<'w>(name: &str, words: impl Iterator<Item = &'w str>) -> O
         .filter(|(distance, _)| *distance <= reach)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)
-}
-
-/// Notes what an app that shares its port has to do in this version.
-pub(super) fn note_shared_port(mode: ExecMode, reader: &mut Reader<'_>) {
-    if mode != ExecMode::Cluster {
-        return;
-    }
-    let keys = ["exec_mode", "listen", "port", "instances"];
-    if let Some(key) = keys.into_iter().find(|key| reader.find(key).is_some()) {
-        let text = "the instances inherit one listening socket: the app must listen on fd 3 where \
-                    `LISTEN_FDS` is set, or it finds its port in use";
-        let hint = "in Node: server.listen(process.env.LISTEN_FDS ? { fd: 3 } : port)";
-        reader.note(key, text.to_owned(), Some(hint.to_owned()));
-    }
 }
 
 /// Notes that a replacement for memory interrupts an app that does not share its port.

@@ -82,7 +82,6 @@ pub fn examine(source: &Source, overlay: Option<&str>) -> Examined {
         keys::check_keys(table.get_ref(), &mut reader);
         let spec = check::spec(source, overlay, &mut reader);
         keys::note_no_effect(&mut reader);
-        keys::note_shared_port(spec.exec_mode, &mut reader);
         keys::note_gap(&spec, &mut reader);
         let (findings, places, faulty) = reader.finish();
         if syntax.problems.is_empty() {

@@ -24,15 +24,8 @@ fn spec(text: &str) -> Spec {
     }
 }
 
-/// How the note begins that everybody gets who shares a port, in this version.
-const SHARED_PORT: &str = "the instances inherit one listening socket";
-
-/// The messages of problems and notes, each with its hint; without the note on shared ports.
+/// The messages of problems and notes, each with its hint.
 fn findings(text: &str) -> Vec<String> {
-    all_findings(text).into_iter().filter(|text| !text.starts_with(SHARED_PORT)).collect()
-}
-
-fn all_findings(text: &str) -> Vec<String> {
     let list = match parse(&source(text), None) {
         Ok(checked) => checked.notes,
         Err(problems) => problems,
@@ -102,7 +95,7 @@ fn the_config_of_the_story_gives_its_spec() {
                 max: Duration::from_secs(15),
             }),
         },
-        ready: Readiness::Exec,
+        ready: Readiness::Listen,
         listen_timeout: Duration::from_secs(30),
         stop: StopRules { signal: libc::SIGTERM, timeout: Duration::from_secs(5), message: false },
         memory: MemoryRules {
@@ -338,15 +331,6 @@ fn bad_values_are_named_with_what_was_expected() {
         panic!("found {found:?} instead of {expected:?}");
     }
     assert_eq!(found.lines().count(), expected.lines().count());
-}
-
-#[test]
-fn who_shares_a_port_is_told_how() {
-    let is_told = |text: &str| all_findings(text).iter().any(|it| it.starts_with(SHARED_PORT));
-    assert!(is_told(STORY));
-    assert!(is_told("script = 'a.js'\nlisten = 80"));
-    assert!(!is_told("script = 'a.js'\nport = 80"), "one instance binds for itself");
-    assert!(!is_told("script = 'a.js'\nport = 80\ninstances = 2\nexec_mode = 'fork'"));
 }
 
 #[test]

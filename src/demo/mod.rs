@@ -23,16 +23,22 @@ use crate::sys::inherited::inherited;
 /// Set in the second process of [`daemon`], which is the one that stays.
 const DAEMON_STAYS: &str = "PMR_DEMO_DAEMON_STAYS";
 
-/// `pmr demo-backend`: serves the demo's pages on the inherited socket until SIGTERM or SIGINT.
+/// `pmr demo-backend`: serves the demo's pages until SIGTERM or SIGINT, on the inherited socket, or
+/// on `PORT` where there is none.
 ///
 /// Returns the exit status: 0 after a graceful end, 1 from `/crash`, 2 without a socket, else what
 /// `/exit` was told.
 pub fn serve() -> u8 {
-    let Some(socket) = inherited(0) else {
-        complain("demo-backend serves on a socket it inherits (LISTEN_FDS); try `pmr demo`");
-        return 2;
+    let port = std::env::var("PORT").ok().and_then(|port| port.parse::<u16>().ok());
+    let socket = match (inherited(0), port) {
+        (Some(socket), _) => Ok(socket),
+        (None, Some(port)) => std::net::TcpListener::bind(("::", port)).map(OwnedFd::from),
+        (None, None) => {
+            complain("demo-backend serves on a socket it inherits, or on PORT; try `pmr demo`");
+            return 2;
+        }
     };
-    match serve_on(socket) {
+    match socket.and_then(serve_on) {
         Ok(status) => status,
         Err(error) => {
             complain(&format!("demo-backend: {error}"));

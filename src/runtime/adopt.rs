@@ -7,20 +7,24 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use crate::balance::node::Address;
 use crate::keeper::protocol::{Hello, ToKeeper};
 use crate::policy::{
     Action, Event, Exit, Fact, Fleet, Generation, Moment, Policy, ReleaseId, Rules, SlotId,
     Survivor, Wish,
 };
+use crate::spec::ListenAddress;
 use crate::sys::cgroup::Home;
 use crate::sys::spawn::Spawner;
 use crate::sys::unix::{self, LockError};
 use crate::sys::{Error, clock, procfs};
 
+use super::bind;
 use super::handover::{self, HandOver, Known};
 use super::instances::{self, Instance};
 use super::keeper_link::KeeperLink;
 use super::level::Level;
+use super::node::{CHANNEL, Node};
 use super::output::Output;
 use super::record::{self, Record, Remembered};
 use super::release::{self, Release, ReleaseError};
@@ -63,7 +67,10 @@ impl StartError {
     pub(super) fn status(&self) -> u8 {
         match self {
             Self::Release(
-                ReleaseError::Load(_) | ReleaseError::EnvFile(..) | ReleaseError::Identity(_),
+                ReleaseError::Load(_)
+                | ReleaseError::EnvFile(..)
+                | ReleaseError::Identity(_)
+                | ReleaseError::Unbalanced(_),
             ) => STATUS_CONFIG,
             Self::Release(_)
             | Self::System(_)
@@ -122,6 +129,7 @@ pub(super) struct Parts {
     pub(super) spawner: Spawner,
     pub(super) output: Output,
     pub(super) policy: Policy,
+    pub(super) node: Node,
     pub(super) instances: BTreeMap<Generation, Instance>,
     /// What the core said at the adopt.
     pub(super) actions: Vec<Action>,
@@ -175,8 +183,9 @@ impl Takeover<'_> {
             let release = self.first_release()?;
             releases.insert(release.id, release);
         }
-        let newest = releases.values().next_back().cloned().ok_or(StartError::Arguments)?;
-        let name = newest.spec.name.as_str();
+        let mut newest = releases.values().next_back().cloned().ok_or(StartError::Arguments)?;
+        let name = newest.spec.name.to_string();
+        let name = name.as_str();
         let directory = self
             .directory(name)
             .map_err(|error| Error::new("make the directory of sockets", error))?;
@@ -189,9 +198,16 @@ impl Takeover<'_> {
         }
         let level = Level::find(name, self.hello.keeper_pid, self.hello.foreground);
         // Before anything else is made, and again with what was.
-        let config = Some(newest.config.as_path());
+        let config = newest.config.clone();
+        let config = Some(config.as_path());
         declare_remains(self.keeper, &directory, &level, config, &Sockets::default())?;
-        let sockets = self.sockets(&releases, &newest)?;
+        let configured = newest.spec.listen.iter().map(Address::from).collect();
+        let mut sockets = Sockets::adopt(&configured, &mut self.fds);
+        if is_fresh {
+            newest = newest.chosen(&bind::machine(&level, &sockets))?;
+            releases.insert(newest.id, newest.clone());
+        }
+        self.sockets(&mut sockets, &releases, &newest)?;
         declare_remains(self.keeper, &directory, &level, config, &sockets)?;
         let control = self.control(&directory)?;
         if is_fresh {
@@ -199,7 +215,8 @@ impl Takeover<'_> {
             let name = Release::fd_name(newest.id);
             self.store(name, fd.as_fd())?;
         }
-        let (record, remembered) = self.record()?;
+        let (record, mut remembered) = self.record()?;
+        let hub = remembered.as_mut().map(|it| std::mem::take(&mut it.hub)).unwrap_or_default();
         let (fleet, memory) = self.fleet(remembered, &releases, &newest, level.home(), is_fresh);
         let output = Output::new(name, self.hello.foreground)
             .map_err(|error| Error::new("open the terminal", error))?;
@@ -218,6 +235,7 @@ impl Takeover<'_> {
             output,
             policy: policy(fleet, &releases, &mut actions),
             releases,
+            node: Node::of(hub),
             instances: BTreeMap::new(),
             actions,
             events: VecDeque::new(),
@@ -255,6 +273,7 @@ impl Takeover<'_> {
         releases
     }
 
+    /// Before it is known what the machine permits of balancing.
     fn first_release(&self) -> Result<Release, StartError> {
         let arguments = Arguments::read(&self.hello.arguments).ok_or(StartError::Arguments)?;
         let overlay = arguments.overlay.as_deref();
@@ -283,18 +302,19 @@ impl Takeover<'_> {
 
     fn sockets(
         &mut self,
+        sockets: &mut Sockets,
         releases: &BTreeMap<ReleaseId, Release>,
         newest: &Release,
-    ) -> Result<Sockets, StartError> {
-        let mut sockets = Sockets::adopt(&mut self.fds);
-        sockets.take_parked(releases.values(), &mut self.fds, self.keeper)?;
-        for (address, fd) in bind_missing(&sockets, newest)? {
+    ) -> Result<(), StartError> {
+        let releases: Vec<&Release> = releases.values().collect();
+        sockets.take_parked(&releases, &mut self.fds, self.keeper)?;
+        for (address, fd) in bind_missing(sockets, newest)? {
             sockets.insert(address, fd, self.keeper)?;
         }
         if let Err(error) = sockets.begin_steering(newest, self.keeper) {
             self.remarks.push(format!("{error}: all instances share one accept queue"));
         }
-        Ok(sockets)
+        Ok(())
     }
 
     fn control(&mut self, directory: &std::path::Path) -> Result<OwnedFd, Error> {
@@ -381,6 +401,11 @@ impl Takeover<'_> {
             // The keeper knows the release that it was spawned of: its limits may be others now.
             let release = parts.policy.release_of(generation);
             instance.release = release.unwrap_or(instance.release);
+            let channel = self.fds.remove(&instances::fd_name(CHANNEL, generation));
+            let kind = parts.releases.get(&instance.release).and_then(|it| it.choice.channel);
+            if let (Some(channel), Some(kind)) = (channel, kind) {
+                parts.node.adopt(generation, channel, kind, parts.sockets.addresses_of(generation));
+            }
             if held.contains(&generation) {
                 let pid = child.pid;
                 parts.events.push_back(Event::Fact(Fact::Spawned { generation, pid }));
@@ -452,25 +477,22 @@ fn policy(
 pub(super) fn bind_missing(
     sockets: &Sockets,
     release: &Release,
-) -> Result<Vec<(crate::spec::ListenAddress, OwnedFd)>, StartError> {
-    let missing = bound_by(release).iter().filter(|address| !sockets.is_bound(address));
+) -> Result<Vec<(Address, OwnedFd)>, StartError> {
+    let missing = bound_by(release).into_iter().filter(|address| !sockets.is_bound(address));
     missing
-        .map(|address| {
-            let bound = sockets.bind(address);
-            match bound {
-                Ok(fd) => Ok((address.clone(), fd)),
-                Err(error) if error.errno() == nix::libc::EADDRINUSE => Err(taken(address)),
-                Err(error) => Err(error.into()),
-            }
+        .map(|address| match sockets.bind(&address) {
+            Ok(fd) => Ok((address, fd)),
+            Err(error) if error.errno() == nix::libc::EADDRINUSE => Err(taken(&address)),
+            Err(error) => Err(error.into()),
         })
         .collect()
 }
 
-fn taken(address: &crate::spec::ListenAddress) -> StartError {
-    let asked = match address {
-        crate::spec::ListenAddress::Tcp(address) => procfs::Address::Tcp(*address),
-        crate::spec::ListenAddress::Unix(path) => procfs::Address::Unix(path.clone()),
-    };
-    let holder = procfs::port_holder(&asked).ok().flatten();
+fn taken(address: &Address) -> StartError {
+    let asked = address.as_listen().map(|address| match address {
+        ListenAddress::Tcp(address) => procfs::Address::Tcp(address),
+        ListenAddress::Unix(path) => procfs::Address::Unix(path),
+    });
+    let holder = asked.and_then(|asked| procfs::port_holder(&asked).ok().flatten());
     StartError::Taken { address: address.to_string(), holder }
 }

@@ -9,7 +9,7 @@ use crate::control::protocol::{
 };
 use crate::control::server::{Call, Reply};
 use crate::policy::{Event, Generation, Moment, Note, SlotId, SlotStatus, Wish};
-use crate::spec::ExecMode;
+use crate::spec::{ExecMode, Spec};
 use crate::sys::{clock, procfs};
 
 use super::Runtime;
@@ -125,10 +125,8 @@ impl Runtime {
             config: path(|release| &release.config),
             cwd: path(|release| &release.directory),
             command: spec.map(|spec| spec.program.argv.clone()).unwrap_or_default(),
-            listen: spec
-                .map(|spec| spec.listen.iter().map(ToString::to_string).collect())
-                .unwrap_or_default(),
-            balance: spec.and_then(|spec| self.sockets.state(spec)),
+            listen: self.listens(spec),
+            balance: release.and_then(|release| self.sockets.state(release)),
             traffic: self.sockets.traffic(),
             memory_limit_bytes: spec.and_then(|it| it.memory.restart_above).map(|it| it.0),
             memory_cap_enforced: self.level.is_full()
@@ -148,6 +146,13 @@ impl Runtime {
             usage,
             stderr,
         }
+    }
+
+    /// Where the app listens, as far as it is known: what its config says until it does.
+    fn listens(&self, spec: Option<&Spec>) -> Vec<String> {
+        let now = self.sockets.addresses();
+        let configured = spec.map(|spec| spec.listen.iter().map(ToString::to_string).collect());
+        if now.is_empty() { configured.unwrap_or_default() } else { now }
     }
 
     /// What each instance uses, asked of the kernel now.

@@ -41,6 +41,8 @@ impl Runtime {
     /// Begins to clear what `generation` left. `answer` says whether the core asked.
     pub(super) fn clear(&mut self, slot: SlotId, generation: Generation, answer: bool) {
         self.forget_wire(generation);
+        self.binding.forget(generation);
+        self.close_channel(generation);
         let held = self.instances.remove(&generation);
         if let Some(instance) = &held {
             self.unwatch_instance(generation, instance);

@@ -132,10 +132,12 @@ impl Runtime {
             self.releases.remove(&id);
             self.say(&ToKeeper::Drop { name: super::Release::fd_name(id) });
         }
-        let releases = self.releases.values();
-        let wanted = releases.flat_map(|release| release.spec.listen.iter().cloned()).collect();
-        for name in self.sockets.retain(&wanted) {
+        let releases: Vec<_> = self.releases.values().collect();
+        let is_served = !self.policy.serving().is_empty();
+        for name in self.sockets.retain(&releases, is_served) {
             self.say(&ToKeeper::Drop { name });
         }
+        let sockets = &self.sockets;
+        self.node.hub.retain(|address| sockets.is_bound(address));
     }
 }

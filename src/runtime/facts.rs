@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 
+use crate::balance::choice::Adapter;
 use crate::keeper::protocol::ToSupervisor;
 use crate::policy::{Event, Fact, Generation, Wish};
 use crate::spec::Readiness;
@@ -12,6 +13,7 @@ use crate::sys::{Error, clock, unix};
 use super::adopt::exit_of;
 use super::keeper_link::Heard;
 use super::output::Stream;
+use super::release::Release;
 use super::sources::Source;
 use super::{Runtime, spawn};
 
@@ -20,6 +22,16 @@ const READ_BYTES: usize = 16 * 1024;
 
 /// Reads of one pipe in a turn: an instance that writes without end does not keep the loop.
 const READS_MAX: usize = 4;
+
+/// Whether an instance of a release is online as soon as it is executed. A socket that it inherits
+/// accepts from the first moment. (A probe of `http:` is not made yet, which `pmr check` says.)
+fn is_ready_by_exec(release: &Release) -> bool {
+    match release.spec.ready {
+        Readiness::Exec | Readiness::Http(_) => true,
+        Readiness::Listen => release.choice.adapter == Adapter::Inherit,
+        Readiness::Notify | Readiness::Message => false,
+    }
+}
 
 impl Runtime {
     /// Takes what an fd has to say.
@@ -35,6 +47,7 @@ impl Runtime {
             Some(Source::Check) => self.hear_check(),
             Some(Source::Wire(generation)) => self.hear_wire(generation),
             Some(Source::Reclaim(number)) => self.hear_reclaim(number),
+            Some(Source::Channel(generation)) => self.hear_channel(generation),
             // It is written to at the end of each turn.
             Some(Source::Sink(_)) | None => {}
         }
@@ -117,8 +130,7 @@ impl Runtime {
                 let message = spawn::exec_failure(failure, &release);
                 self.events.push_back(Event::Fact(Fact::ExecFailed { generation, message }));
             }
-            // Every readiness but `notify` counts as `exec` so far, which `pmr check` says.
-            Ok(ExecStatus::Done) if !ended && release.spec.ready != Readiness::Notify => {
+            Ok(ExecStatus::Done) if !ended && is_ready_by_exec(&release) => {
                 self.events.push_back(Event::Fact(Fact::Ready { generation }));
             }
             Ok(ExecStatus::Done | ExecStatus::Pending) => {}

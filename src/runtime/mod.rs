@@ -8,6 +8,7 @@
 mod adopt;
 mod announce;
 mod answers;
+mod bind;
 mod clear;
 mod control;
 mod events;
@@ -20,7 +21,9 @@ mod level;
 mod limits;
 mod log;
 mod memory;
+mod node;
 mod output;
+mod place;
 mod record;
 mod release;
 mod sockets;
@@ -113,6 +116,8 @@ pub(crate) struct Runtime {
     remains: BTreeMap<Generation, Remains>,
     memory: memory::Memory,
     leaving: steer::Leaving,
+    binding: bind::Binding,
+    node: node::Node,
     control: control::Control,
     poll: Poll,
     /// What the core is to hear in this turn.
@@ -188,6 +193,8 @@ impl Runtime {
             remains: BTreeMap::new(),
             memory: memory::Memory::default(),
             leaving: steer::Leaving::default(),
+            binding: bind::Binding::default(),
+            node: parts.node,
             control,
             poll,
             events: parts.events,
@@ -207,8 +214,10 @@ impl Runtime {
         for (generation, instance) in parts.instances {
             runtime.watch_instance(generation, &instance);
             runtime.adopt_wire(generation, &instance);
+            runtime.watch_channel(generation);
             runtime.instances.insert(generation, instance);
         }
+        runtime.look_for_all_sockets();
         runtime.set_all_again();
         runtime.end_strangers(parts.strangers);
         runtime.save();
@@ -293,7 +302,8 @@ impl Runtime {
     fn save(&mut self) {
         let without_clone3 = !self.spawner.uses_clone3();
         let fleet = self.policy.saved();
-        if let Err(error) = self.record.write(fleet, without_clone3, self.last_release) {
+        let hub = &self.node.hub;
+        if let Err(error) = self.record.write(fleet, without_clone3, self.last_release, hub) {
             self.warn(&format!("the state was not recorded: {error}"));
         }
     }
@@ -331,6 +341,7 @@ impl Runtime {
             self.memory.deadline_ms(),
             self.leaving.deadline_ms(now),
             self.sockets.next_look_ms(),
+            self.binding.deadline_ms(),
         ];
         let next = deadlines.into_iter().flatten().min();
         next.map(|at| Duration::from_millis(at.saturating_sub(now)))
@@ -350,6 +361,7 @@ impl Runtime {
         self.reclaim_time(now);
         self.leave_time(now);
         self.hang_time(now);
+        self.search_time(now);
         self.retry_remains();
         self.control_time(now);
     }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+use crate::balance::node::Hub;
 pub(super) use crate::keeper::protocol::STATE as FD_NAME;
 use crate::policy::{Fleet, VERSION};
 use crate::sys::statefile::{StateError, StateFile};
@@ -18,6 +19,9 @@ pub(super) struct Remembered {
     pub(super) without_clone3: bool,
     /// The last release that was numbered.
     pub(super) last_release: u64,
+    /// What all workers of Node are told.
+    #[serde(default)]
+    pub(super) hub: Hub,
 }
 
 #[derive(Serialize)]
@@ -25,6 +29,7 @@ struct Remember<'a> {
     fleet: &'a Fleet,
     without_clone3: bool,
     last_release: u64,
+    hub: &'a Hub,
 }
 
 /// The state file, and what it holds.
@@ -71,8 +76,9 @@ impl Record {
         fleet: &Fleet,
         without_clone3: bool,
         last_release: u64,
+        hub: &Hub,
     ) -> Result<(), StateError> {
-        let remember = Remember { fleet, without_clone3, last_release };
+        let remember = Remember { fleet, without_clone3, last_release, hub };
         let bytes = serde_json::to_vec(&remember)
             .map_err(|error| crate::sys::Error::new("word the state", error))?;
         if bytes != self.written {

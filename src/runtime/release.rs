@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::balance::choice::{self, Adapter, App, Choice, Machine, Refusal, Spread};
 use crate::load::{self, EnvFileError, LoadError};
 use crate::policy::{ReleaseId, Rules};
 use crate::spec::{Limits, MemoryRules, Spec};
@@ -47,6 +48,8 @@ pub(super) struct Release {
     pub(super) environment: BTreeMap<OsString, OsString>,
     /// Whom its instances run as.
     pub(super) identity: Option<Identity>,
+    /// How its instances get their sockets.
+    pub(super) choice: Choice,
 }
 
 /// The part of a release that is text; the environment follows it as it is, for it need not be.
@@ -59,6 +62,9 @@ struct Header {
     config: PathBuf,
     overlay: Option<String>,
     directory: PathBuf,
+    /// Missing in one that was sealed before there was a choice.
+    #[serde(default)]
+    choice: Option<Choice>,
 }
 
 /// Why there is no new release.
@@ -68,6 +74,8 @@ pub(super) enum ReleaseError {
     Identity(IdentityError),
     EnvFile(PathBuf, EnvFileError),
     System(Error),
+    /// Its instances cannot be balanced as asked for.
+    Unbalanced(Refusal),
     Sealed(StateError),
     /// A sealed release that this version cannot read.
     Foreign,
@@ -80,6 +88,7 @@ impl fmt::Display for ReleaseError {
             Self::Identity(error) => error.fmt(f),
             Self::EnvFile(path, error) => write!(f, "{}: {error}", path.display()),
             Self::System(error) => error.fmt(f),
+            Self::Unbalanced(refusal) => refusal.fmt(f),
             Self::Sealed(error) => error.fmt(f),
             Self::Foreign => write!(f, "the release was made by another version of pmr"),
         }
@@ -93,7 +102,8 @@ impl From<Error> for ReleaseError {
 }
 
 impl Release {
-    /// Reads config, environment and directory as they stand now.
+    /// Reads config, environment and directory as they stand now. How its instances get their
+    /// sockets is to be chosen by [`Release::chosen`].
     pub(super) fn read(
         id: ReleaseId,
         config: &Path,
@@ -111,9 +121,19 @@ impl Release {
             directory,
             environment,
             identity,
+            choice: inherited(&spec),
             spec,
             written: None,
         })
+    }
+
+    /// The same with the way its instances get their sockets on this machine.
+    pub(super) fn chosen(mut self, machine: &Machine) -> Result<Self, ReleaseError> {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let count = self.spec.instances.resolve(u16::try_from(cpus).unwrap_or(u16::MAX));
+        let app = App::of(&self.spec, self.spec.inherits, count);
+        self.choice = choice::choose(app, machine).map_err(ReleaseError::Unbalanced)?;
+        Ok(self)
     }
 
     /// The same with other limits.
@@ -161,6 +181,7 @@ impl Release {
             config: self.config.clone(),
             overlay: self.overlay.clone(),
             directory: self.directory.clone(),
+            choice: Some(self.choice.clone()),
         };
         let mut bytes =
             serde_json::to_vec(&header).map_err(|error| Error::new("word the release", error))?;
@@ -190,8 +211,9 @@ impl Release {
             })
             .collect();
         let identity = resolve(&header.spec)?;
-        let Header { id, spec, written, config, overlay, directory } = header;
-        Ok(Self { id, spec, written, config, overlay, directory, environment, identity })
+        let Header { id, spec, written, config, overlay, directory, choice } = header;
+        let choice = choice.unwrap_or_else(|| inherited(&spec));
+        Ok(Self { id, spec, written, config, overlay, directory, environment, identity, choice })
     }
 
     /// The app's `PATH`.
@@ -203,6 +225,19 @@ impl Release {
     pub(super) fn program(&self) -> Result<process::Program, Error> {
         let name = self.spec.program.argv.first().map_or("", String::as_str);
         process::Program::find(OsStr::new(name), self.path())
+    }
+}
+
+/// What there was before there was a choice: all that share addresses inherit one socket for each.
+fn inherited(spec: &Spec) -> Choice {
+    let shares = spec.shares_port();
+    Choice {
+        adapter: if shares { Adapter::Inherit } else { Adapter::None },
+        inherits: shares,
+        channel: None,
+        spread: if shares { Spread::OneQueue } else { Spread::Alone },
+        why: "chosen by an older pmr".to_owned(),
+        note: None,
     }
 }
 

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use crate::balance::hang::{Sample, Verdicts, Watch};
+use crate::balance::choice::{Adapter, Permit, Spread};
+use crate::balance::hang::Verdicts;
+use crate::balance::node::{Address, Family, Wanted};
 use crate::balance::program::Method;
 use crate::balance::steering::{MAPS, Steering};
 use crate::balance::table;
@@ -16,11 +18,12 @@ use crate::control::is_given;
 use crate::control::protocol::{BalanceState, INTERFACE, Traffic};
 use crate::keeper::protocol::{PARKED, ToKeeper};
 use crate::policy::{Generation, SlotId};
-use crate::spec::{Balance, ExecMode, ListenAddress, Spec};
+use crate::spec::ExecMode;
 use crate::sys::{Error, bpf, listen, notify};
 
 use super::keeper_link::KeeperLink;
 use super::level::Level;
+use super::place::Place;
 use super::release::Release;
 
 /// The lock by which an app has one keeper: its name in the app's runtime directory, and among the
@@ -38,188 +41,211 @@ const SOCKET: &str = "socket.";
 /// layout and the address follow.
 const MAP: &str = "steer.";
 
+/// How the names of copies begin in the service manager's store.
+const STORED: &str = "listen-";
+
 /// The listening sockets of an app.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
-    places: BTreeMap<ListenAddress, Place>,
+    places: BTreeMap<Address, Place>,
     /// Why nothing can be steered here.
     unsteerable: Option<String>,
 }
 
-/// One address.
-#[derive(Debug)]
-struct Place {
-    parking: OwnedFd,
-    /// Where its connections can be steered.
-    steering: Option<Steering>,
-    members: BTreeMap<Generation, Member>,
-    /// Whom the table names.
-    published: Vec<Generation>,
-    /// Who of them does not accept.
-    watch: Watch<Generation>,
-}
-
-/// An instance's own socket.
-#[derive(Debug)]
-struct Member {
-    index: u16,
-    socket: OwnedFd,
-}
 impl Sockets {
-    /// The name under which the keeper holds the parking socket of an address.
-    pub(super) fn fd_name(address: &ListenAddress) -> String {
-        format!("{PARKING}{address}")
-    }
-
-    /// The name under which the service manager keeps a copy; it has no room for some long paths.
-    fn parked_name(address: &ListenAddress) -> Option<String> {
-        notify::fd_name("listen-", &address.to_string())
-    }
-
-    /// Has the keeper keep a parking socket, and the service manager a copy.
-    fn keep(
-        keeper: &mut KeeperLink,
-        address: &ListenAddress,
-        fd: BorrowedFd<'_>,
-    ) -> Result<(), Error> {
-        let name = Self::fd_name(address);
-        let message = match Self::parked_name(address) {
-            Some(fd_name) => ToKeeper::Park { name, fd_name },
-            None => ToKeeper::Store { name, generation: None },
-        };
-        keeper.say(&message, &[fd])
-    }
-
-    /// Takes what the service manager has kept of a keeper that was killed, where the releases
-    /// still listen there: with the clients that wait. The others are closed, here and there.
-    pub(super) fn take_parked<'a>(
-        &mut self,
-        releases: impl Iterator<Item = &'a Release>,
+    /// Takes back what the keeper held: the parking sockets, the maps by which they are steered,
+    /// and the instances' own sockets. `configured` are the addresses that configs name.
+    pub(super) fn adopt(
+        configured: &BTreeSet<Address>,
         fds: &mut BTreeMap<String, OwnedFd>,
-        keeper: &mut KeeperLink,
-    ) -> Result<(), Error> {
-        let mut parked: BTreeMap<String, OwnedFd> =
-            fds.extract_if(.., |name, _| name.starts_with(PARKED)).collect();
-        let names: Vec<String> = parked.keys().cloned().collect();
-        for address in releases.flat_map(bound_by) {
-            let name = Self::parked_name(address).map(|name| format!("{PARKED}{name}"));
-            let Some((name, fd)) = name.and_then(|name| parked.remove_entry(&name)) else {
-                continue;
-            };
-            if !self.is_bound(address) && listens_at(&fd, address) {
-                Self::keep(keeper, address, fd.as_fd())?;
-                self.places.insert(address.clone(), Place::new(fd));
-            } else {
-                parked.insert(name, fd);
+    ) -> Self {
+        let mut places = BTreeMap::new();
+        for (name, fd) in fds.extract_if(.., |name, _| name.starts_with(PARKING)) {
+            let address = name.strip_prefix(PARKING).and_then(|it| it.parse::<Address>().ok());
+            if let Some(address) = address {
+                let learned = !configured.contains(&address);
+                places.insert(address, Place::new(fd, learned));
             }
         }
-        for fd in parked.values() {
-            // Now, not when the service manager closes its copy: the port may be wanted at once.
-            listen::silence(fd);
-        }
-        // The copy goes with the last fd of its name only.
-        names.into_iter().try_for_each(|name| keeper.say(&ToKeeper::Drop { name }, &[]))
-    }
-
-    /// Takes back what the keeper held: the parking sockets, the maps by which they are steered,
-    /// and the instances' own sockets.
-    pub(super) fn adopt(fds: &mut BTreeMap<String, OwnedFd>) -> Self {
-        let parking = fds.extract_if(.., |name, _| name.starts_with(PARKING));
-        let places = parking.filter_map(|(name, fd)| {
-            let address = name.strip_prefix(PARKING)?.parse().ok()?;
-            Some((address, Place::new(fd)))
-        });
-        let mut sockets = Self { places: places.collect(), unsteerable: why_unsteerable() };
+        let mut sockets = Self { places, unsteerable: why_unsteerable() };
         for (address, place) in &mut sockets.places {
-            let [control, sockets] = MAPS.map(|map| fds.remove(&map_name(map, address)));
-            let steering = control.zip(sockets).and_then(|(a, b)| Steering::adopt(a, b).ok());
+            let [control, array] = MAPS.map(|map| fds.remove(&map_name(map, address)));
+            let steering = control.zip(array).and_then(|(a, b)| Steering::adopt(a, b).ok());
             // Where that fails, the address is steered anew.
             let settles = |it: &Steering| it.settle(table::PARKING, place.parking.as_fd()).is_ok();
             place.steering = steering.filter(settles);
         }
         for (name, socket) in fds.extract_if(.., |name, _| name.starts_with(SOCKET)) {
-            let Some((generation, index, address)) = parse_socket_name(&name) else { continue };
-            if let Some(place) = sockets.places.get_mut(&address)
-                && let Some(steering) = &mut place.steering
-                && steering.keep(index)
-                && steering.settle(index, socket.as_fd()).is_ok()
+            if let Some((generation, index, address)) = parse_socket_name(&name)
+                && let Some(place) = sockets.places.get_mut(&address)
             {
-                place.members.insert(generation, Member { index, socket });
+                place.take_over(generation, index, socket);
             }
-        }
-        for steering in sockets.places.values().filter_map(|place| place.steering.as_ref()) {
-            steering.forget_others();
         }
         sockets
     }
 
-    /// The socket files that are made for apps.
-    fn files(&self) -> impl Iterator<Item = String> + '_ {
-        self.places.keys().filter_map(|address| match address {
-            ListenAddress::Unix(path) => Some(path.display().to_string()),
-            ListenAddress::Tcp(_) => None,
-        })
+    /// Takes what the service manager has kept of a keeper that was killed, where the releases
+    /// still listen there: with the clients that wait. The others are closed, here and there.
+    pub(super) fn take_parked(
+        &mut self,
+        releases: &[&Release],
+        fds: &mut BTreeMap<String, OwnedFd>,
+        keeper: &mut KeeperLink,
+    ) -> Result<(), Error> {
+        for (name, fd) in fds.extract_if(.., |name, _| name.starts_with(PARKED)) {
+            let stored = name.strip_prefix(PARKED).unwrap_or_default();
+            let address = notify::fd_address(STORED, stored).and_then(|it| it.parse().ok());
+            let wanted = address.filter(|address: &Address| {
+                let may = |release: &&&Release| may_listen(release, address);
+                !self.places.contains_key(address)
+                    && listens_at(&fd, address)
+                    && releases.iter().any(|release| may(&release))
+            });
+            match wanted {
+                Some(address) => {
+                    let learned = !releases.iter().any(|it| bound_by(it).contains(&address));
+                    keep(keeper, &address, fd.as_fd())?;
+                    self.places.insert(address, Place::new(fd, learned));
+                }
+                // Now, not when the service manager closes its copy: the port may be wanted at
+                // once.
+                None => listen::silence(&fd),
+            }
+            // The copy goes with the last fd of its name only.
+            keeper.say(&ToKeeper::Drop { name }, &[])?;
+        }
+        Ok(())
     }
 
-    pub(super) fn is_bound(&self, address: &ListenAddress) -> bool {
-        self.places.contains_key(address)
-    }
-
-    /// Steers what can be steered and is not, by the method that `release` asks for. Returns why it
-    /// cannot be, where it is asked for.
+    /// What can be steered is, by the method that `release` asks for.
     pub(super) fn begin_steering(
         &mut self,
         release: &Release,
         keeper: &mut KeeperLink,
     ) -> Result<(), Error> {
-        let method = method(release.spec.balance);
-        for (address, place) in &mut self.places {
-            if place.steering.is_some() || !listen::is_in_group(&place.parking) {
-                continue;
-            }
-            let steering = Steering::create(method, place.parking.as_fd(), None)?;
-            for (map, fd) in MAPS.iter().zip(steering.maps()) {
-                let name = map_name(map, address);
-                keeper.say(&ToKeeper::Store { name, generation: None }, &[fd])?;
-            }
-            place.steering = Some(steering);
+        let Some(method) = method(release.choice.spread) else { return Ok(()) };
+        if self.unsteerable.is_some() {
+            return Ok(());
         }
+        self.places
+            .iter_mut()
+            .try_for_each(|(address, place)| begin_steering(address, place, method, keeper))
+    }
+
+    /// Binds an address of a config, so that instances can have sockets of their own beside it
+    /// where they can be steered.
+    pub(super) fn bind(&self, address: &Address) -> Result<OwnedFd, Error> {
+        match address {
+            Address::Tcp(tcp) if self.unsteerable.is_none() => listen::found_group(*tcp, false),
+            Address::Tcp(tcp) => listen::bind_tcp(*tcp),
+            Address::Unix(path) => listen::bind_unix(path),
+            Address::Udp(udp) => listen::bind_udp(*udp, false, false),
+            Address::Descriptor(_) => {
+                let none = std::io::Error::from_raw_os_error(nix::libc::EBADF);
+                Err(Error::new("bind an inherited socket", none))
+            }
+        }
+    }
+
+    /// The address that a worker of Node asks for, bound if it was not. It is another where the
+    /// kernel chooses the port, or has no IPv6.
+    pub(super) fn bind_wanted(
+        &mut self,
+        wanted: &Wanted,
+        release: &Release,
+        keeper: &mut KeeperLink,
+    ) -> Result<Address, Error> {
+        if self.places.contains_key(&wanted.address) {
+            return Ok(wanted.address.clone());
+        }
+        let only_v6 = wanted.family == Family::OnlyV6;
+        let fd = match &wanted.address {
+            Address::Tcp(tcp) if self.unsteerable.is_none() => listen::found_group(*tcp, only_v6)?,
+            Address::Udp(udp) => listen::bind_udp(*udp, only_v6, wanted.reuse_address)?,
+            Address::Unix(path) => {
+                crate::sys::identity::with_rights_of(release.identity.as_ref(), path, || {
+                    listen::bind_unix_for(path, wanted.mode)
+                })?
+            }
+            Address::Tcp(_) | Address::Descriptor(_) => self.bind(&wanted.address)?,
+        };
+        let address = match &wanted.address {
+            Address::Tcp(_) => Address::Tcp(listen::address_of(fd.as_fd())?),
+            Address::Udp(_) => Address::Udp(listen::address_of(fd.as_fd())?),
+            Address::Unix(_) | Address::Descriptor(_) => wanted.address.clone(),
+        };
+        self.learn(address.clone(), fd, release, keeper)?;
+        Ok(address)
+    }
+
+    /// Takes a parking socket into use that is in no config.
+    fn learn(
+        &mut self,
+        address: Address,
+        fd: OwnedFd,
+        release: &Release,
+        keeper: &mut KeeperLink,
+    ) -> Result<(), Error> {
+        let mut place = Place::new(fd, true);
+        keep(keeper, &address, place.parking.as_fd())?;
+        if let Some(method) = method(release.choice.spread).filter(|_| self.unsteerable.is_none()) {
+            begin_steering(&address, &mut place, method, keeper)?;
+        }
+        self.places.insert(address, place);
         Ok(())
     }
 
-    /// Binds an address, so that instances can have sockets of their own beside it where they can
-    /// be steered.
-    pub(super) fn bind(&self, address: &ListenAddress) -> Result<OwnedFd, Error> {
-        match address {
-            ListenAddress::Tcp(tcp) if self.unsteerable.is_none() => listen::found_group(*tcp),
-            ListenAddress::Tcp(tcp) => listen::bind_tcp(*tcp),
-            ListenAddress::Unix(path) => listen::bind_unix(path),
-        }
-    }
-
-    /// Takes a new parking socket into use.
+    /// Takes a new parking socket of a config into use.
     pub(super) fn insert(
         &mut self,
-        address: ListenAddress,
+        address: Address,
         fd: OwnedFd,
         keeper: &mut KeeperLink,
     ) -> Result<(), Error> {
-        Self::keep(keeper, &address, fd.as_fd())?;
-        self.places.insert(address, Place::new(fd));
+        keep(keeper, &address, fd.as_fd())?;
+        self.places.insert(address, Place::new(fd, false));
         Ok(())
     }
 
-    /// Closes the sockets whose address is not wanted any more, and names them.
-    pub(super) fn retain(&mut self, wanted: &BTreeSet<ListenAddress>) -> Vec<String> {
-        let gone: Vec<_> =
-            self.places.keys().filter(|address| !wanted.contains(*address)).cloned().collect();
-        let mut names = Vec::new();
-        for address in gone {
-            self.places.remove(&address);
-            names.push(Self::fd_name(&address));
-            names.extend(MAPS.iter().map(|map| map_name(map, &address)));
+    pub(super) fn is_bound(&self, address: &Address) -> bool {
+        self.places.contains_key(address)
+    }
+
+    /// Closes the sockets whose address is not wanted any more, and names them for the keeper.
+    /// `is_served` says whether any instance is there: where none is, what instances had bound
+    /// waits for the next.
+    pub(super) fn retain(&mut self, releases: &[&Release], is_served: bool) -> Vec<String> {
+        let is_wanted = |address: &Address, place: &Place| {
+            if place.learned {
+                let may = releases.iter().any(|release| may_listen(release, address));
+                may && (place.is_used() || !place.is_steered() || !is_served)
+            } else {
+                releases.iter().any(|release| bound_by(release).contains(address))
+            }
+        };
+        let gone = self.places.extract_if(.., |address, place| !is_wanted(address, place));
+        gone.flat_map(|(address, _)| names_of(&address)).collect()
+    }
+
+    /// An instance does not listen at an address any more, while it goes on. Names what is dropped
+    /// with its last user.
+    pub(super) fn close_at(&mut self, generation: Generation, address: &Address) -> Vec<String> {
+        let Some(place) = self.places.get_mut(address) else { return Vec::new() };
+        place.close(generation);
+        if place.is_steered() && place.learned && !place.is_used() {
+            self.places.remove(address);
+            return names_of(address);
         }
-        names
+        Vec::new()
+    }
+
+    /// The socket files that are made for apps.
+    fn files(&self) -> impl Iterator<Item = String> + '_ {
+        self.places.keys().filter_map(|address| match address {
+            Address::Unix(path) => Some(path.display().to_string()),
+            Address::Tcp(_) | Address::Udp(_) | Address::Descriptor(_) => None,
+        })
     }
 
     /// How many sockets an instance of `release` inherits.
@@ -229,47 +255,96 @@ impl Sockets {
 
     /// The sockets that an instance inherits, in the order of its config.
     pub(super) fn of(&self, generation: Generation, release: &Release) -> Vec<BorrowedFd<'_>> {
-        let places = bound_by(release).iter().filter_map(|address| self.places.get(address));
+        let bound = bound_by(release);
+        let places = bound.iter().filter_map(|address| self.places.get(address));
         places.map(|place| place.socket_of(generation)).collect()
     }
-}
 
-impl Sockets {
-    /// Makes the sockets of an instance that is about to be spawned, and has the keeper hold them
-    /// for as long as it holds the instance.
+    /// Makes the sockets of an instance that is about to be spawned.
     pub(super) fn open(
         &mut self,
         generation: Generation,
         release: &Release,
         keeper: &mut KeeperLink,
     ) -> Result<(), Error> {
-        if release.spec.balance == Balance::Shared {
-            return Ok(());
-        }
         for address in bound_by(release) {
-            let ListenAddress::Tcp(tcp) = address else { continue };
-            let Some(place) = self.places.get_mut(address) else { continue };
-            let Some(steering) = &mut place.steering else { continue };
-            let socket = listen::join_group(*tcp)?;
-            let index = steering.add(socket.as_fd())?;
-            let name = socket_name(generation, index, address);
-            let store = ToKeeper::Store { name, generation: Some(generation.0) };
-            keeper.say(&store, &[socket.as_fd()])?;
-            place.members.insert(generation, Member { index, socket });
+            self.open_at(generation, release, &address, keeper)?;
         }
         Ok(())
     }
 
-    /// Ends the sockets of an instance of which nothing is left: whoever waits in them moves on to
-    /// the others, though the keeper still holds copies.
+    /// The socket of an instance at an address that is bound: made, where it is to be one of its
+    /// own, and held by the keeper as long as it holds the instance.
+    pub(super) fn open_at(
+        &mut self,
+        generation: Generation,
+        release: &Release,
+        address: &Address,
+        keeper: &mut KeeperLink,
+    ) -> Result<Option<BorrowedFd<'_>>, Error> {
+        let Some(place) = self.places.get_mut(address) else { return Ok(None) };
+        let own = method(release.choice.spread).is_some();
+        if own && place.is_steered() && !place.has(generation) {
+            let socket = listen::join_group(place.parking.as_fd())?;
+            let copy = socket.try_clone().map_err(|error| Error::new("copy a socket", error))?;
+            if let Some(index) = place.add(generation, socket)? {
+                let name = socket_name(generation, index, address);
+                let store = ToKeeper::Store { name, generation: Some(generation.0) };
+                keeper.say(&store, &[copy.as_fd()])?;
+            }
+        }
+        Ok(Some(place.socket_of(generation)))
+    }
+
+    /// Takes a socket that an instance has bound by itself.
+    pub(super) fn take_bound(
+        &mut self,
+        generation: Generation,
+        release: &Release,
+        socket: OwnedFd,
+        keeper: &mut KeeperLink,
+    ) -> Result<(), Error> {
+        let address = Address::Tcp(listen::address_of(socket.as_fd())?);
+        // Not its own backlog, which may be as small as 5.
+        listen::start(socket.as_fd())?;
+        if !self.places.contains_key(&address) {
+            let parking = listen::join_group(socket.as_fd())?;
+            self.learn(address.clone(), parking, release, keeper)?;
+        }
+        let Some(place) = self.places.get_mut(&address) else { return Ok(()) };
+        let copy = socket.try_clone().map_err(|error| Error::new("copy a socket", error))?;
+        if let Some(index) = place.add(generation, socket)? {
+            let name = socket_name(generation, index, &address);
+            let store = ToKeeper::Store { name, generation: Some(generation.0) };
+            keeper.say(&store, &[copy.as_fd()])?;
+        }
+        Ok(())
+    }
+
+    /// Closes the sockets of an instance that are not among these, by the numbers of their inodes:
+    /// it has closed them, and nobody accepts from them any more.
+    pub(super) fn drop_closed(&mut self, generation: Generation, held: &BTreeSet<u64>) {
+        for place in self.places.values_mut() {
+            place.drop_closed(generation, held);
+        }
+    }
+
+    /// Where an instance has sockets of its own.
+    pub(super) fn addresses_of(&self, generation: Generation) -> Vec<Address> {
+        let places = self.places.iter().filter(|(_, place)| place.has(generation));
+        places.map(|(address, _)| address.clone()).collect()
+    }
+
+    /// The sockets that are pmr's, by the numbers of their inodes.
+    pub(super) fn inodes(&self) -> BTreeSet<u64> {
+        let sockets = self.places.values().flat_map(Place::sockets);
+        sockets.filter_map(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_ino).collect()
+    }
+
+    /// Ends the sockets of an instance of which nothing is left.
     pub(super) fn close(&mut self, generation: Generation) {
         for place in self.places.values_mut() {
-            if let Some(member) = place.members.remove(&generation) {
-                listen::silence(&member.socket);
-                if let Some(steering) = &mut place.steering {
-                    steering.remove(member.index);
-                }
-            }
+            place.close(generation);
         }
     }
 
@@ -280,8 +355,7 @@ impl Sockets {
 
     /// When to look at the queues.
     pub(super) fn next_look_ms(&self) -> Option<u64> {
-        let watched = self.places.values().filter(|place| place.is_watched());
-        watched.map(|place| place.watch.next_look_ms()).min()
+        self.places.values().filter_map(Place::next_look_ms).min()
     }
 
     /// Looks at the queues that are due, and says what has changed.
@@ -290,186 +364,127 @@ impl Sockets {
         now: u64,
         serving: &[(SlotId, Generation)],
     ) -> Vec<Result<Verdicts<Generation>, Error>> {
-        let watched = self.places.values_mut().filter(|place| place.is_watched());
-        let due = watched.filter(|place| place.watch.next_look_ms() <= now);
+        let places = self.places.values_mut();
+        let due = places.filter(|place| place.next_look_ms().is_some_and(|at| at <= now));
         due.map(|place| place.look(now, serving)).collect()
     }
 
     /// How many connections wait for an instance.
     pub(super) fn queued(&self, generation: Generation) -> u64 {
-        let members = self.places.values().filter_map(|place| place.members.get(&generation));
-        members.map(Member::queued).sum()
+        self.places.values().map(|place| place.queued(generation)).sum()
     }
 
     /// Whether connections go to anybody.
     pub(super) fn any_serves(&self) -> bool {
-        self.places.values().any(|place| !place.published.is_empty())
+        self.places.values().any(Place::is_served)
+    }
+
+    /// What the machine permits of steering.
+    pub(super) fn permit(&self) -> Permit {
+        self.unsteerable.clone().map_or(Permit::Yes, Permit::No)
+    }
+
+    /// Where instances listen, as far as pmr has a hand in it.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.places.keys().map(ToString::to_string).collect()
     }
 
     /// How connections reach the instances of an app.
-    pub(super) fn state(&self, spec: &Spec) -> Option<BalanceState> {
-        if spec.exec_mode == ExecMode::Fork {
+    pub(super) fn state(&self, release: &Release) -> Option<BalanceState> {
+        if release.spec.exec_mode == ExecMode::Fork {
             return None;
         }
-        let asked = spec.balance != Balance::Shared;
-        let tcp = |address: &&ListenAddress| match address {
-            ListenAddress::Tcp(_) => true,
-            ListenAddress::Unix(_) => false,
-        };
-        let tcp: Vec<_> = spec.listen.iter().filter(tcp).collect();
-        let is_steered = |address: &&&ListenAddress| {
-            self.places.get(**address).is_some_and(|place| place.steering.is_some())
-        };
-        let all = tcp.iter().all(|address| is_steered(&address));
-        let note = match (&self.unsteerable, asked, all) {
-            (_, false, _) | (_, true, true) => None,
-            (Some(why), ..) => Some(why.clone()),
-            (None, ..) => {
-                Some("a socket of an older pmr is in use until the app is stopped".to_owned())
-            }
-        };
+        let choice = &release.choice;
+        let older = self.places.values().any(|place| !place.is_steered() && is_tcp(place));
+        let steered = method(choice.spread).is_some();
+        let note = (steered && older && self.unsteerable.is_none()).then(|| {
+            "a socket of an older pmr is in use until the app is stopped and started".to_owned()
+        });
         Some(BalanceState {
-            adapter: "inherit".to_owned(),
-            reason: "the app takes the sockets of `LISTEN_FDS`".to_owned(),
-            method: match spec.balance {
-                Balance::RoundRobin => "round-robin",
-                Balance::Source => "source",
-                Balance::Shared => "shared",
-            }
-            .to_owned(),
-            steered: asked && all && !tcp.is_empty(),
-            note,
+            adapter: choice.adapter.to_string(),
+            reason: choice.why.clone(),
+            method: choice.spread.to_string(),
+            steered: steered && !older,
+            note: choice.note.clone().or(note),
         })
     }
 
     /// The connections of each instance that has a socket of its own.
     pub(super) fn traffic(&self) -> BTreeMap<Generation, Traffic> {
         let mut traffic: BTreeMap<Generation, Traffic> = BTreeMap::new();
-        for place in self.places.values() {
-            let Some(steering) = &place.steering else { continue };
-            for (generation, member) in &place.members {
-                let counted = steering.counters(member.index);
-                let sum = traffic.entry(*generation).or_default();
-                sum.connections = sum.connections.saturating_add(counted.taken);
-                sum.migrated = sum.migrated.saturating_add(counted.migrated);
-                sum.queued = sum.queued.saturating_add(member.queued());
-            }
+        for (generation, counted, queued) in self.places.values().flat_map(Place::counters) {
+            let sum = traffic.entry(generation).or_default();
+            sum.connections = sum.connections.saturating_add(counted.taken);
+            sum.migrated = sum.migrated.saturating_add(counted.migrated);
+            sum.queued = sum.queued.saturating_add(queued);
         }
         traffic
     }
 }
 
-impl Place {
-    fn new(parking: OwnedFd) -> Self {
-        Self {
-            parking,
-            steering: None,
-            members: BTreeMap::new(),
-            published: Vec::new(),
-            watch: Watch::default(),
-        }
-    }
-
-    fn socket_of(&self, generation: Generation) -> BorrowedFd<'_> {
-        let own = self.members.get(&generation);
-        own.map_or(self.parking.as_fd(), |member| member.socket.as_fd())
-    }
-
-    fn publish(&mut self, serving: &[(SlotId, Generation)]) -> Result<(), Error> {
-        let Some(steering) = &mut self.steering else { return Ok(()) };
-        let mut serving = serving.to_vec();
-        serving.retain(|(_, generation)| {
-            self.members.contains_key(generation) && !self.watch.is_out(*generation)
-        });
-        let generations: Vec<Generation> = serving.iter().map(|(_, it)| *it).collect();
-        if generations == self.published {
-            return Ok(());
-        }
-        let members = generations.iter().filter_map(|generation| self.members.get(generation));
-        let order: Vec<u16> = members.map(|member| member.index).collect();
-        steering.publish(&order);
-        let nobody_served = self.published.is_empty();
-        self.published = generations;
-        let waits = listen::queue(&self.parking).unwrap_or_default().length > 0;
-        if nobody_served && !order.is_empty() && waits {
-            return steering.move_queue(table::PARKING, self.parking.as_fd());
-        }
-        Ok(())
-    }
+fn is_tcp(place: &Place) -> bool {
+    listen::address_of(place.parking.as_fd()).is_ok()
 }
 
-impl Place {
-    /// Whether there is anybody to look at: the last one is never taken out.
-    fn is_watched(&self) -> bool {
-        self.steering.is_some() && self.members.len() > 1
+/// Has a place steer, and the keeper hold its maps where that begins.
+fn begin_steering(
+    address: &Address,
+    place: &mut Place,
+    method: Method,
+    keeper: &mut KeeperLink,
+) -> Result<(), Error> {
+    if !place.steer_by(method)? {
+        return Ok(());
     }
-
-    /// Looks who accepts; takes those out that do not, with the connections that wait for them.
-    fn look(
-        &mut self,
-        now: u64,
-        serving: &[(SlotId, Generation)],
-    ) -> Result<Verdicts<Generation>, Error> {
-        let mut samples = Vec::new();
-        for (_, generation) in serving {
-            if let (Some(member), Some(steering)) = (self.members.get(generation), &self.steering) {
-                let taken = steering.counters(member.index).taken;
-                // One that does not listen at the moment has no queue.
-                let queue = listen::queue(&member.socket).unwrap_or_default();
-                let (queued, backlog) = (queue.length.into(), queue.backlog.into());
-                samples.push(Sample { key: *generation, taken, queued, backlog });
-            }
-        }
-        let verdicts = self.watch.look(now, &samples);
-        self.publish(serving)?;
-        let Some(steering) = &self.steering else { return Ok(verdicts) };
-        let moved = verdicts.out.iter().chain(&verdicts.late);
-        for member in moved.filter_map(|generation| self.members.get(generation)) {
-            steering.move_queue(member.index, member.socket.as_fd())?;
-        }
-        // Whoever met a table with somebody in it who was gone already.
-        if !self.published.is_empty() && listen::queue(&self.parking).unwrap_or_default().length > 0
-        {
-            steering.move_queue(table::PARKING, self.parking.as_fd())?;
-        }
-        Ok(verdicts)
+    let maps = place.steering.iter().flat_map(|steering| MAPS.into_iter().zip(steering.maps()));
+    for (map, fd) in maps {
+        let name = map_name(map, address);
+        keeper.say(&ToKeeper::Store { name, generation: None }, &[fd])?;
     }
+    Ok(())
 }
 
-impl Member {
-    /// How many connections wait to be accepted.
-    fn queued(&self) -> u64 {
-        listen::queue(&self.socket).unwrap_or_default().length.into()
-    }
+/// Has the keeper keep a parking socket, and the service manager a copy where it has room for the
+/// name: some paths are too long.
+fn keep(keeper: &mut KeeperLink, address: &Address, fd: BorrowedFd<'_>) -> Result<(), Error> {
+    let name = format!("{PARKING}{address}");
+    let message = match notify::fd_name(STORED, &address.to_string()) {
+        Some(fd_name) => ToKeeper::Park { name, fd_name },
+        None => ToKeeper::Store { name, generation: None },
+    };
+    keeper.say(&message, &[fd])
+}
+
+/// What the keeper holds of an address, besides what belongs to instances.
+fn names_of(address: &Address) -> Vec<String> {
+    let maps = MAPS.into_iter().map(|map| map_name(map, address));
+    maps.chain([format!("{PARKING}{address}")]).collect()
 }
 
 /// Why connections cannot be steered here, by the simplest of what it takes.
 fn why_unsteerable() -> Option<String> {
     let probe = bpf::socket_array(1).and_then(|_| bpf::shared_array(8));
-    probe.err().map(|error| match error.errno() {
-        nix::libc::EPERM => "bpf(2) is not permitted here: that takes CAP_BPF".to_owned(),
-        nix::libc::ENOSYS => "this kernel has no bpf(2)".to_owned(),
-        _ => error.to_string(),
-    })
+    probe.err().map(|error| bpf::describe(&error))
 }
 
-fn map_name(map: &str, address: &ListenAddress) -> String {
+fn map_name(map: &str, address: &Address) -> String {
     format!("{MAP}{map}.{}.{address}", table::VERSION)
 }
 
-/// What the steering program chooses by; a shared queue is that of the parking socket.
-fn method(balance: Balance) -> Method {
-    match balance {
-        Balance::RoundRobin | Balance::Shared => Method::RoundRobin,
-        Balance::Source => Method::Source,
+/// What the steering program chooses by, where each instance has a queue of its own.
+fn method(spread: Spread) -> Option<Method> {
+    match spread {
+        Spread::InTurn => Some(Method::RoundRobin),
+        Spread::ByClient => Some(Method::Source),
+        Spread::Alone | Spread::OneQueue => None,
     }
 }
 
-fn socket_name(generation: Generation, index: u16, address: &ListenAddress) -> String {
+fn socket_name(generation: Generation, index: u16, address: &Address) -> String {
     format!("{SOCKET}{generation}.{index}.{address}")
 }
 
-fn parse_socket_name(name: &str) -> Option<(Generation, u16, ListenAddress)> {
+fn parse_socket_name(name: &str) -> Option<(Generation, u16, Address)> {
     let mut parts = name.strip_prefix(SOCKET)?.splitn(3, '.');
     let generation = Generation(parts.next()?.parse().ok()?);
     let index = parts.next()?.parse().ok()?;
@@ -477,17 +492,30 @@ fn parse_socket_name(name: &str) -> Option<(Generation, u16, ListenAddress)> {
 }
 
 /// The addresses at which pmr listens for the instances of a release.
-pub(super) fn bound_by(release: &Release) -> &[ListenAddress] {
-    match release.spec.exec_mode {
-        ExecMode::Fork => &[],
-        ExecMode::Cluster => &release.spec.listen,
+pub(super) fn bound_by(release: &Release) -> Vec<Address> {
+    if release.choice.inherits {
+        release.spec.listen.iter().map(Address::from).collect()
+    } else {
+        Vec::new()
     }
 }
 
-fn listens_at(fd: &OwnedFd, address: &ListenAddress) -> bool {
+/// Whether instances of a release may come to listen at an address.
+fn may_listen(release: &Release, address: &Address) -> bool {
+    let own = bound_by(release).contains(address);
+    let port = |it: &crate::spec::ListenAddress| Address::from(it).port();
+    match release.choice.adapter {
+        Adapter::Node => true,
+        Adapter::Bind => own || release.spec.listen.iter().any(|it| port(it) == address.port()),
+        Adapter::Inherit | Adapter::None => own,
+    }
+}
+
+fn listens_at(fd: &OwnedFd, address: &Address) -> bool {
     match address {
-        ListenAddress::Tcp(address) => listen::listens_at_tcp(fd, *address),
-        ListenAddress::Unix(path) => listen::listens_at_unix(fd, path),
+        Address::Tcp(address) => listen::listens_at_tcp(fd, *address),
+        Address::Unix(path) => listen::listens_at_unix(fd, path),
+        Address::Udp(_) | Address::Descriptor(_) => false,
     }
 }
 

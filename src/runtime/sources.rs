@@ -34,6 +34,8 @@ pub(super) enum Source {
     Wire(Generation),
     /// A process that reclaims memory.
     Reclaim(u64),
+    /// The channel of a Node process.
+    Channel(Generation),
 }
 
 /// The kinds, in the upper byte of a token.
@@ -56,6 +58,7 @@ impl Source {
             Self::Check => (9, 0),
             Self::Wire(generation) => (10, generation.0),
             Self::Reclaim(number) => (11, number),
+            Self::Channel(generation) => (12, generation.0),
         };
         (kind << KIND_SHIFT) | (value & VALUE)
     }
@@ -77,6 +80,7 @@ impl Source {
             9 => Self::Check,
             10 => Self::Wire(generation),
             11 => Self::Reclaim(value),
+            12 => Self::Channel(generation),
             _ => return None,
         })
     }
@@ -144,6 +148,7 @@ mod tests {
             Source::Check,
             Source::Wire(generation),
             Source::Reclaim(3),
+            Source::Channel(generation),
         ] {
             assert_eq!(Source::of(source.token()), Some(source));
         }

@@ -1,12 +1,14 @@
 //! From the core's `Spawn` to a registered child: the plan, the clone, and `Born`.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::pipe::PipeFlags;
 
+use crate::balance::choice::Adapter;
+use crate::balance::node;
 use crate::keeper::protocol::{Child, ToKeeper, Will};
 use crate::policy::{Generation, ReleaseId, SlotId, SpawnFailure};
 use crate::sys::cgroup::{Group, Untaken};
@@ -21,6 +23,9 @@ use super::streams::Pair;
 
 /// OOM score of an app where pmr's own is below it: systemd's default for a service.
 const OOM_SCORE_ADJ: i16 = 0;
+
+/// The first fd of an app after standard error: `SD_LISTEN_FDS_START`.
+const FIRST_FD: u32 = 3;
 
 /// Longest path of a socket that a program can name: `sun_path` of unix(7), without the zero at its
 /// end.
@@ -43,6 +48,8 @@ struct Prepared {
     err: Option<(OwnedFd, OwnedFd)>,
     /// Both as streams of the journal, otherwise.
     streams: Option<Pair>,
+    /// The instance's end of Node's channel.
+    channel: Option<OwnedFd>,
 }
 
 impl Prepared {
@@ -72,10 +79,14 @@ impl Runtime {
             self.set_wire(generation, &of, group);
         }
         self.sockets.open(generation, &of, &mut self.keeper).map_err(|error| failure(&error))?;
-        let envp = environment(&of, slot, &prepared, self.sockets.count(&of))?;
+        self.hook_binds(&of).map_err(|error| failure(&error))?;
+        let channel = self.open_channel(generation, &of).map_err(|error| failure(&error))?;
+        let prepared = Prepared { channel, ..prepared };
+        let envp = environment(&of, slot, &prepared, self.sockets.count(&of), generation)?;
         let instance = self.clone_child(slot, generation, &of, prepared, envp)?;
         let pid = instance.pid;
         self.watch_instance(generation, &instance);
+        self.look_for_sockets(generation, &of);
         for untaken in &instance.untaken {
             self.warn(&format!("not enforced for generation {generation}: {untaken}"));
         }
@@ -107,7 +118,8 @@ impl Runtime {
         let out = foreground.then(pipe).transpose()?;
         let err = foreground.then(pipe).transpose()?;
         let streams = self.open_streams(slot);
-        Ok(Prepared { group, untaken, notify: Some((notify, path)), out, err, streams })
+        let notify = Some((notify, path));
+        Ok(Prepared { group, untaken, notify, out, err, streams, channel: None })
     }
 
     fn clone_child(
@@ -120,12 +132,15 @@ impl Runtime {
     ) -> Result<Instance, SpawnFailure> {
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
         let [out, err] = prepared.output().unwrap_or([stdout.as_fd(), stderr.as_fd()]);
-        let inherited = self.sockets.of(generation, release);
+        let mut inherited = self.sockets.of(generation, release);
+        let listen_pid = !inherited.is_empty();
+        // Behind those that LISTEN_FDS counts.
+        inherited.extend(prepared.channel.as_ref().map(AsFd::as_fd));
         let plan = Plan {
             program: release.program().map_err(|error| failure(&error))?,
             argv: arguments(release)?,
             envp,
-            listen_pid: !inherited.is_empty(),
+            listen_pid,
             cwd: release.directory.clone(),
             identity: release.identity.clone(),
             umask: release.spec.identity.umask,
@@ -239,6 +254,7 @@ fn environment(
     slot: SlotId,
     prepared: &Prepared,
     sockets: usize,
+    generation: Generation,
 ) -> Result<Vec<CString>, SpawnFailure> {
     let rules = &release.spec.environment;
     let mut variables = release.environment.clone();
@@ -260,6 +276,16 @@ fn environment(
         let names: Vec<&str> = (0..sockets).map(|_| release.spec.name.as_str()).collect();
         set("LISTEN_FDNAMES", names.join(":").into());
     }
+    if let Some(kind) = release.choice.channel.filter(|_| prepared.channel.is_some()) {
+        let fd = u32::try_from(sockets).unwrap_or_default().saturating_add(FIRST_FD);
+        for (name, value) in node::variables(kind, fd, generation.0) {
+            set(name, value.into());
+        }
+    }
+    if release.choice.adapter == Adapter::Bind {
+        let old = release.environment.get(OsStr::new("GODEBUG"));
+        set("GODEBUG", without_mptcp(old.map_or(OsStr::new(""), |it| it)));
+    }
     if let Some(name) = &rules.increment_var {
         let old = release.environment.get(std::ffi::OsStr::new(name));
         let number = old.and_then(|value| value.to_str()).and_then(|it| it.parse::<u64>().ok());
@@ -278,6 +304,17 @@ fn environment(
             CString::new(line).map_err(|_| nul())
         })
         .collect()
+}
+
+/// Go listens by MPTCP since 1.24 where it can (the setting multipathtcp of its `net` package), and
+/// the kernel steers no such socket. Whoever names the setting means it.
+fn without_mptcp(settings: &OsStr) -> OsString {
+    let text = settings.to_string_lossy();
+    match (text.contains("multipathtcp="), text.is_empty()) {
+        (true, _) => settings.to_owned(),
+        (false, true) => "multipathtcp=0".into(),
+        (false, false) => format!("{text},multipathtcp=0").into(),
+    }
 }
 
 /// The words for a failed exec.

@@ -15,19 +15,35 @@ use super::{Runtime, events};
 /// How often the queue of an instance that is to stop is looked at, in milliseconds.
 const LEAVE_LOOK_MS: u64 = 5;
 
+/// What PM2 says to a process that is to stop (`shutdown_with_message`).
+const PM2_SHUTDOWN: &str = "shutdown";
+
 /// How long it may take to accept what waits for it. What waits longer moves on to the others when
 /// the instance ends.
-const LEAVE_MS_MAX: u64 = 1000;
+const QUEUE_MS_MAX: u64 = 1000;
 
-/// Instances that are to be asked to stop when nobody waits for them any more, and until when at
-/// the latest.
+/// Instances that are to be asked to stop.
 #[derive(Debug, Default)]
-pub(super) struct Leaving(BTreeMap<Generation, u64>);
+pub(super) struct Leaving(BTreeMap<Generation, Leaver>);
+
+/// What one of them does before it gets its signal, and until when at the latest.
+#[derive(Debug, Clone, Copy)]
+enum Leaver {
+    /// It accepts what waits for it.
+    Queue { until_ms: u64 },
+    /// As a worker of Node it has closed its servers, and answers what it has accepted; then it
+    /// closes its channel.
+    Worker { until_ms: u64 },
+}
 
 impl Leaving {
     /// When they are to be looked at again.
     pub(super) fn deadline_ms(&self, now: u64) -> Option<u64> {
-        (!self.0.is_empty()).then(|| now.saturating_add(LEAVE_LOOK_MS))
+        let look = |leaver: &Leaver| match *leaver {
+            Leaver::Queue { .. } => now.saturating_add(LEAVE_LOOK_MS),
+            Leaver::Worker { until_ms } => until_ms,
+        };
+        self.0.values().map(look).min()
     }
 }
 
@@ -72,23 +88,58 @@ impl Runtime {
     /// Asks an instance to stop, once it has accepted what waits for it.
     pub(super) fn ask_to_stop(&mut self, generation: Generation) {
         if self.sockets.any_serves() && self.sockets.queued(generation) > 0 {
-            let until = clock::now().saturating_add(LEAVE_MS_MAX);
-            self.leaving.0.entry(generation).or_insert(until);
+            let until_ms = clock::now().saturating_add(QUEUE_MS_MAX);
+            self.leaving.0.entry(generation).or_insert(Leaver::Queue { until_ms });
         } else {
+            self.leave(generation);
+        }
+    }
+
+    /// Its queue is empty: it is told to stop.
+    fn leave(&mut self, generation: Generation) {
+        let stop = self.instances.get(&generation);
+        let stop =
+            stop.and_then(|it| self.releases.get(&it.release)).map(|it| it.spec.stop.clone());
+        if stop.as_ref().is_some_and(|stop| stop.message)
+            && self.tell_instance(generation, PM2_SHUTDOWN)
+        {
+            return self.events.push_back(Event::Fact(Fact::Signalled { generation }));
+        }
+        // Without a handler of its own Node dies of the signal at once, with all that it is at.
+        if self.node.is_worker(generation) && self.disconnect_worker(generation) {
+            let timeout = stop.map(|stop| stop.timeout.as_millis()).unwrap_or_default();
+            let half = u64::try_from(timeout).unwrap_or(u64::MAX) >> 1;
+            let until_ms = clock::now().saturating_add(half);
+            self.leaving.0.insert(generation, Leaver::Worker { until_ms });
+            return;
+        }
+        self.signal_stop(generation);
+    }
+
+    /// A worker has closed its channel: it is done with what it had.
+    pub(super) fn leave_at_once(&mut self, generation: Generation) {
+        if self.leaving.0.remove(&generation).is_some() {
             self.signal_stop(generation);
         }
     }
 
-    /// Asks those to stop for whom nobody waits any more.
+    /// Goes on with those for whom nobody waits any more, and with those that take too long.
     pub(super) fn leave_time(&mut self, now: u64) {
-        let due = self.leaving.0.iter().filter(|&(generation, &until)| {
-            until <= now
-                || self.sockets.queued(*generation) == 0
-                || self.instances.get(generation).is_none_or(|instance| instance.ended)
-        });
-        for generation in due.map(|(generation, _)| *generation).collect::<Vec<_>>() {
-            self.leaving.0.remove(&generation);
-            self.signal_stop(generation);
+        let leavers: Vec<(Generation, Leaver)> =
+            self.leaving.0.iter().map(|(generation, leaver)| (*generation, *leaver)).collect();
+        for (generation, leaver) in leavers {
+            let ended = self.instances.get(&generation).is_none_or(|instance| instance.ended);
+            match leaver {
+                _ if ended => self.leave_at_once(generation),
+                Leaver::Queue { until_ms } => {
+                    if until_ms <= now || self.sockets.queued(generation) == 0 {
+                        self.leaving.0.remove(&generation);
+                        self.leave(generation);
+                    }
+                }
+                Leaver::Worker { until_ms } if until_ms <= now => self.leave_at_once(generation),
+                Leaver::Worker { .. } => {}
+            }
         }
     }
 

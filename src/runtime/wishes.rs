@@ -12,10 +12,10 @@ use crate::keeper::protocol::ToKeeper;
 use crate::policy::{Event, Moment, Outcome, ReleaseId, SlotId, Ticket, Wish};
 use crate::sys::{Error, clock};
 
-use super::Runtime;
 use super::adopt::{StartError, bind_missing};
 use super::release::Release;
 use super::sockets::declare_remains;
+use super::{Runtime, bind};
 
 /// For what the config is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,8 @@ impl Runtime {
         let newest = current.or_else(|| self.releases.values().next_back());
         let Some(newest) = newest else { return Err(StartError::Arguments) };
         let id = ReleaseId(self.last_release.saturating_add(1));
-        let release = Release::read(id, &newest.config, newest.overlay.as_deref())?;
+        let release = Release::read(id, &newest.config, newest.overlay.as_deref())?
+            .chosen(&bind::machine(&self.level, &self.sockets))?;
         let bound = bind_missing(&self.sockets, &release)?;
         let sealed = release.seal()?;
         self.last_release = id.0;
@@ -130,14 +131,15 @@ impl Runtime {
             self.sockets.insert(address, fd, &mut self.keeper)?;
         }
         self.sockets.begin_steering(&release, &mut self.keeper)?;
-        declare_remains(
-            &mut self.keeper,
-            &self.directory,
-            &self.level,
-            Some(&release.config),
-            &self.sockets,
-        )?;
         self.keep_release(&release, &sealed)?;
+        self.declare_remains()?;
         Ok(release)
+    }
+
+    /// Tells the keeper what to remove at the very end, as it is now.
+    pub(super) fn declare_remains(&mut self) -> Result<(), Error> {
+        let config = self.releases.values().next_back().map(|release| release.config.as_path());
+        let Self { keeper, directory, level, sockets, .. } = self;
+        declare_remains(keeper, directory, level, config, sockets)
     }
 }

@@ -204,6 +204,21 @@ pub fn read_as(identity: Option<&Identity>, path: &Path, bytes_max: u64) -> Resu
     }
 }
 
+/// Does something with the rights that `identity` has over files: nobody else's, and not root's.
+pub fn with_rights_of<T>(
+    identity: Option<&Identity>,
+    path: &Path,
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let borrowed = identity.filter(|identity| !identity.is_current()).map(Borrowed::take);
+    let borrowed = borrowed.transpose();
+    let borrowed =
+        borrowed.map_err(|errno| Error::at("take on the user of the app for", path, errno))?;
+    let result = act();
+    drop(borrowed);
+    result
+}
+
 /// `O_NONBLOCK`, so that a fifo without a writer does not hold pmr.
 fn open_to_read(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;

@@ -38,43 +38,76 @@ pub fn bind_tcp(address: SocketAddr) -> Result<OwnedFd> {
     result.map_err(|errno| Error::at("listen on", address.to_string(), errno))
 }
 
-/// The same in a group of sockets of one address that share it (`SO_REUSEPORT`), which those of the
-/// same uid only can enter (socket(7)). Whoever else has the port alone has it: `EADDRINUSE`.
+/// The first socket of a group that share their address (`SO_REUSEPORT`, socket(7)): those of the
+/// same uid only can enter it. It listens. Sockets of somebody else that may be shared as well are
+/// an error all the same: `EADDRINUSE`. Port 0 becomes one that is free.
 ///
-/// The first of an address is to be made by [`found_group`].
-pub fn join_group(address: SocketAddr) -> Result<OwnedFd> {
-    let socket = bind_in_group(address)
-        .map_err(|errno| Error::at("listen on", address.to_string(), errno))?;
-    listen(&socket, BACKLOG).map_err(|errno| Error::at("listen on", address.to_string(), errno))?;
-    Ok(socket)
-}
-
-/// The first socket of such a group. Sockets of somebody else that may be shared as well are an
-/// error all the same: `EADDRINUSE`. Port 0 becomes one that is free.
-pub fn found_group(mut address: SocketAddr) -> Result<OwnedFd> {
+/// `only_v6`: the unspecified IPv6 address takes no IPv4.
+pub fn found_group(mut address: SocketAddr, only_v6: bool) -> Result<OwnedFd> {
+    let failed = |errno| Error::at("listen on", address.to_string(), errno);
     // What nobody else has can be had alone for a moment. A port that the kernel has chosen would
     // be given up when the socket is made to stop, and not be the group's any more (measured: the
     // kernel keeps only what was bound by number, SOCK_BINDPORT_LOCK).
-    let alone = bind_tcp(address)?;
-    if address.port() == 0 {
-        let own = rustix::net::getsockname(&alone);
-        let own = own.and_then(SocketAddr::try_from);
-        let own = own.map_err(|errno| Error::new("ask for the port of a socket", errno))?;
-        address.set_port(own.port());
-    }
+    let alone = if only_v6 {
+        let socket = new_tcp(address, true).map_err(failed)?;
+        bind(&socket, &address).map_err(failed)?;
+        socket
+    } else {
+        bind_tcp(address)?
+    };
+    let own = rustix::net::getsockname(&alone).and_then(SocketAddr::try_from);
+    address = own.map_err(|errno| Error::new("ask for the address of a socket", errno))?;
     drop(alone);
-    match join_group(address) {
-        Err(error) if is_any_v6(address) && is_without_v6(error.errno()) => {
-            join_group(any_v4(address))
-        }
-        other => other,
-    }
+    bind_in_group(address, only_v6, None)
+        .map_err(|errno| Error::at("listen on", address.to_string(), errno))
 }
 
-fn bind_in_group(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
-    let socket = new_tcp(address)?;
+/// Another socket of the group of `member`: of the same address and owner. It listens.
+pub fn join_group(member: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let address = address_of(member)?;
+    let failed = |errno| Error::at("listen on", address.to_string(), errno);
+    let only_v6 = address.is_ipv6() && sockopt::ipv6_v6only(member).map_err(failed)?;
+    let owner = rustix::fs::fstat(member).map_err(failed)?.st_uid;
+    bind_in_group(address, only_v6, Some(owner)).map_err(failed)
+}
+
+/// Where a TCP or UDP socket is bound.
+pub fn address_of(socket: BorrowedFd<'_>) -> Result<SocketAddr> {
+    let own = rustix::net::getsockname(socket).and_then(SocketAddr::try_from);
+    own.map_err(|errno| Error::new("ask for the address of a socket", errno))
+}
+
+fn bind_in_group(
+    address: SocketAddr,
+    only_v6: bool,
+    owner: Option<u32>,
+) -> rustix::io::Result<OwnedFd> {
+    let socket = new_tcp(address, only_v6)?;
     sockopt::set_socket_reuseport(&socket, true)?;
+    if let Some(owner) =
+        owner.filter(|uid| rustix::fs::fstat(&socket).map(|it| it.st_uid) != Ok(*uid))
+    {
+        // A group is of one uid, and that is the file's.
+        rustix::fs::fchown(&socket, Some(rustix::fs::Uid::from_raw(owner)), None)?;
+    }
     bind(&socket, &address)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// A UDP socket at `address`.
+pub fn bind_udp(address: SocketAddr, only_v6: bool, reuse: bool) -> Result<OwnedFd> {
+    let failed = |errno| Error::at("bind", address.to_string(), errno);
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    let socket = socket.map_err(failed)?;
+    if reuse {
+        sockopt::set_socket_reuseaddr(&socket, true).map_err(failed)?;
+    }
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, only_v6).map_err(failed)?;
+    }
+    bind(&socket, &address).map_err(failed)?;
     Ok(socket)
 }
 
@@ -112,19 +145,19 @@ fn any_v4(address: SocketAddr) -> SocketAddr {
 }
 
 fn try_bind_tcp(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
-    let socket = new_tcp(address)?;
+    let socket = new_tcp(address, false)?;
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
-fn new_tcp(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
+fn new_tcp(address: SocketAddr, only_v6: bool) -> rustix::io::Result<OwnedFd> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // Connections of an earlier listener in TIME_WAIT do not keep this one from its port.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if is_any_v6(address) {
-        sockopt::set_ipv6_v6only(&socket, false)?;
+        sockopt::set_ipv6_v6only(&socket, only_v6)?;
     }
     Ok(socket)
 }
@@ -146,6 +179,18 @@ pub fn bind_unix(path: &Path) -> Result<OwnedFd> {
         result => result.map_err(failed)?,
     }
     listen(&socket, BACKLOG).map_err(failed)?;
+    Ok(socket)
+}
+
+/// The same for an app that asks for it, with more bits of the file's mode.
+pub fn bind_unix_for(path: &Path, mode: u32) -> Result<OwnedFd> {
+    let socket = bind_unix(path)?;
+    if mode != 0 {
+        let failed = |errno| Error::at("set the mode of", path, errno);
+        let now = rustix::fs::stat(path).map_err(failed)?.st_mode;
+        let mode = rustix::fs::Mode::from_raw_mode(now | mode);
+        rustix::fs::chmod(path, mode).map_err(failed)?;
+    }
     Ok(socket)
 }
 

@@ -239,6 +239,21 @@ pub fn fd_name(prefix: &str, address: &str) -> Option<String> {
     (name.len() <= FD_NAME_BYTES_MAX).then_some(name)
 }
 
+/// The address in a name of [`fd_name`].
+pub fn fd_address(prefix: &str, name: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut letters = name.strip_prefix(prefix)?.bytes();
+    while let Some(byte) = letters.next() {
+        if byte == b'%' {
+            let digits = [letters.next()?, letters.next()?];
+            bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -303,6 +303,15 @@ pub fn signal(pidfd: BorrowedFd<'_>, signo: i32) -> Result<()> {
     Ok(())
 }
 
+/// A copy of the socket that another process has under this number (`pidfd_getfd(2)`, since Linux
+/// 5.6), for which its memory must be readable: root, or the same user where Yama allows it.
+pub fn fetch_fd(pidfd: BorrowedFd<'_>, fd: u32) -> Result<OwnedFd> {
+    let failed = |errno| Error::new("fetch a socket of an instance", errno);
+    let fd = i32::try_from(fd).map_err(|_| failed(rustix::io::Errno::BADF))?;
+    let flags = rustix::process::PidfdGetfdFlags::empty();
+    rustix::process::pidfd_getfd(pidfd, fd, flags).map_err(failed)
+}
+
 /// A pidfd of `pid`, whoever that is now: compare [`super::procfs::start_time`] where it matters.
 pub fn pidfd_open(pid: u32) -> Result<OwnedFd> {
     let doing = "open the process";

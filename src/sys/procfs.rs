@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "the kernel's interface: sysconf(3)")]
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -198,7 +199,7 @@ pub fn command_line(pid: u32) -> Result<String> {
 
 /// The environment that a process was started with; variables that are not UTF-8 are shown as far
 /// as they are.
-pub fn environment(pid: u32) -> Result<std::collections::BTreeMap<String, String>> {
+pub fn environment(pid: u32) -> Result<BTreeMap<String, String>> {
     let path = format!("/proc/{pid}/environ");
     let bytes = std::fs::read(&path).map_err(|error| Error::at("read", &path, error))?;
     let variables = bytes.split(|&byte| byte == 0).filter_map(|variable| {
@@ -225,6 +226,25 @@ pub struct Holder {
     pub pid: u32,
     /// Its command line.
     pub command: String,
+}
+
+/// The sockets that a process has open, by the numbers of their inodes.
+pub fn sockets_of(pid: u32) -> Result<Vec<u64>> {
+    let directory = format!("/proc/{pid}/fd");
+    let entries =
+        std::fs::read_dir(&directory).map_err(|error| Error::at("read", &directory, error))?;
+    let inode = |entry: std::fs::DirEntry| {
+        let link = std::fs::read_link(entry.path()).ok()?;
+        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    };
+    Ok(entries.filter_map(std::result::Result::ok).filter_map(inode).collect())
+}
+
+/// The first port that anybody may bind: `net.ipv4.ip_unprivileged_port_start` (ip(7)), 1024 where
+/// that cannot be read.
+pub fn unprivileged_port_start() -> u16 {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
 }
 
 /// Who listens where `address` cannot be bound for that. `None` where nobody does, or where it

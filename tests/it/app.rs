@@ -449,6 +449,11 @@ pub(crate) fn demo(port: u16, instances: u16) -> String {
     )
 }
 
+/// The same with a socket that it inherits.
+pub(crate) fn inherit(port: u16, instances: u16) -> String {
+    demo(port, instances).replace("port = ", "listen = ")
+}
+
 /// A Python program as a `command`, one `code` for each instance.
 pub(crate) fn python(code: &str) -> String {
     format!("command = [\"python3\", \"-c\", '''\n{code}\n''']\n")

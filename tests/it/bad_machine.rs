@@ -9,7 +9,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::app::{App, Setup, State, demo, free_port, python};
+use crate::app::{App, Setup, State, demo, free_port, inherit, python};
 use crate::load::get;
 use crate::procs;
 use crate::shared::{assert_has, can_mount};
@@ -32,7 +32,7 @@ fn assert_no_trace(app: &App) {
 fn a_taken_port_is_named_with_its_holder() {
     let port = free_port();
     let holder = TcpListener::bind(("0.0.0.0", port)).unwrap();
-    let mut app = Setup::new("taken").config(&demo(port, 2)).start();
+    let mut app = Setup::new("taken").config(&inherit(port, 2)).start();
     assert_eq!(app.wait(), 1);
     let said = app.setup.log();
     let address = format!("[::]:{port} is in use: pid {} listens there (", std::process::id());
@@ -41,7 +41,7 @@ fn a_taken_port_is_named_with_its_holder() {
     assert_has(&said, &[&address, command]);
     assert_no_trace(&app);
     drop(holder);
-    let again = Setup::new("taken").config(&demo(port, 2)).start();
+    let again = Setup::new("taken").config(&inherit(port, 2)).start();
     again.online(2);
 }
 

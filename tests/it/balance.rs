@@ -7,13 +7,56 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::app::{App, Setup, demo, free_port};
+use crate::app::{App, Setup, demo, free_port, inherit};
 use crate::load::{Load, get};
 use crate::procs::{self, PATIENCE_MS};
 
-/// The demo's backend with a socket that it inherits.
-fn inherit(port: u16, instances: u16) -> String {
-    demo(port, instances).replace("port = ", "listen = ")
+/// The demo's backend, which binds its port by itself.
+fn bind(port: u16, instances: u16) -> String {
+    demo(port, instances).replace("ready = \"exec\"\n", "")
+}
+
+/// An unmodified Node server.
+const SERVER: &str = "const { env, pid } = process;
+require('http')
+  .createServer((request, response) => response.end(`${env.NODE_APP_INSTANCE} pid ${pid}, node`))
+  .listen(env.PORT, () => console.log('listening'));
+";
+
+fn node(port: u16, instances: u16) -> String {
+    format!(
+        "script = \"server.js\"\ninstances = {instances}\nport = {port}\nkill_timeout = \"5s\"\n\
+         stable_for = 100\n"
+    )
+}
+
+/// How the instances get their sockets, and a config for it.
+type Way = (&'static str, fn(u16, u16) -> String);
+
+/// All ways, or those for which the machine has what it takes; the others are skipped aloud.
+fn ways(test: &str) -> Vec<Way> {
+    let mut ways: Vec<Way> = vec![("inherit", inherit)];
+    if procs::is_root() && procs::own_cgroup().is_some() {
+        ways.push(("bind", bind));
+    } else {
+        procs::skip(test, "a hook at bind takes root and a cgroup");
+    }
+    if procs::has("node") {
+        ways.push(("node", node));
+    } else {
+        procs::skip(test, "there is no node");
+    }
+    ways
+}
+
+/// An app that is balanced in this way.
+fn start(name: &str, (way, config): Way, port: u16, instances: u16, more: &str) -> App {
+    let setup = Setup::new(&format!("{name}-{way}")).config(&(config(port, instances) + more));
+    setup.write("server.js", SERVER);
+    let app = setup.start();
+    let state = app.online(instances.into());
+    assert_eq!(state.0["balance"]["adapter"], way, "{}", app.setup.log());
+    app
 }
 
 /// Whether connections can be steered here; where not, the test is skipped aloud.
@@ -63,56 +106,58 @@ fn assert_in_turn(port: u16, instances: usize, app: &App) {
 #[test]
 fn connections_go_to_the_instances_strictly_in_turn() {
     let test = "connections_go_to_the_instances_strictly_in_turn";
-    for instances in [2, 3, 4_u16] {
-        let port = free_port();
-        let app = Setup::new("turns").config(&inherit(port, instances)).start();
-        app.online(instances.into());
-        if !can_steer(&app, test) {
-            return;
+    for way in ways(test) {
+        for instances in [2, 3, 4_u16] {
+            let port = free_port();
+            let app = start("turns", way, port, instances, "");
+            if !can_steer(&app, test) {
+                return;
+            }
+            assert_in_turn(port, instances.into(), &app);
+            // A supervisor that dies changes nothing, and the next one goes on from there.
+            app.kill_supervisor();
+            assert_in_turn(port, instances.into(), &app);
+            app.online(instances.into());
+            assert_in_turn(port, instances.into(), &app);
         }
-        assert_in_turn(port, instances.into(), &app);
-        // A supervisor that dies changes nothing, and the next one goes on from there.
-        app.kill_supervisor();
-        assert_in_turn(port, instances.into(), &app);
-        app.online(instances.into());
-        assert_in_turn(port, instances.into(), &app);
     }
 }
 
 #[test]
 fn what_waits_for_one_that_dies_is_answered_by_the_others() {
     let test = "what_waits_for_one_that_dies_is_answered_by_the_others";
-    let port = free_port();
-    let more = "max_restarts = 1000\nmin_uptime = 1\n";
-    let app = Setup::new("queues").config(&(inherit(port, 2) + more)).start();
-    app.online(2);
-    if !can_steer(&app, test) {
-        return;
-    }
-    for round in 0..10 {
-        let victim = app.online(2).pid(round % 2).unwrap();
-        assert!(procs::signal(victim, Signal::STOP));
-        // Every other one waits for somebody who has stopped; too short for a hang to be seen.
-        let waiting: Vec<Waiting> = (0..50).map(|_| Waiting::new(port)).collect();
-        assert!(procs::signal(victim, Signal::KILL));
-        let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
-        assert_eq!(answered, 50, "round {round}\n{}", app.setup.log());
-        app.eventually("its death", || (!procs::lives(victim)).then_some(()));
+    for way in ways(test) {
+        let port = free_port();
+        let app = start("queues", way, port, 2, "max_restarts = 1000\nmin_uptime = 1\n");
+        if !can_steer(&app, test) {
+            return;
+        }
+        for round in 0..10 {
+            let victim = app.online(2).pid(round % 2).unwrap();
+            assert!(procs::signal(victim, Signal::STOP));
+            // Every other one waits for somebody who has stopped; too short for a hang to be seen.
+            let waiting: Vec<Waiting> = (0..50).map(|_| Waiting::new(port)).collect();
+            assert!(procs::signal(victim, Signal::KILL));
+            let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
+            assert_eq!(answered, 50, "{} round {round}\n{}", way.0, app.setup.log());
+            app.eventually("its death", || (!procs::lives(victim)).then_some(()));
+        }
     }
 }
 
 #[test]
 fn who_comes_while_nobody_serves_waits_and_is_answered() {
-    let port = free_port();
-    let more = "restart_delay = 500\nmax_restarts = 1000\n";
-    let app = Setup::new("parks").config(&(inherit(port, 2) + more)).start();
-    for pid in app.online(2).pids() {
-        assert!(procs::signal(pid, Signal::KILL));
+    for way in ways("who_comes_while_nobody_serves_waits_and_is_answered") {
+        let port = free_port();
+        let app = start("parks", way, port, 2, "restart_delay = 500\nmax_restarts = 1000\n");
+        for pid in app.online(2).pids() {
+            assert!(procs::signal(pid, Signal::KILL));
+        }
+        app.state("nobody serves", |state| (0..2).all(|slot| state.word(slot) == "waiting"));
+        let waiting: Vec<Waiting> = (0..100).map(|_| Waiting::new(port)).collect();
+        let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
+        assert_eq!(answered, 100, "{}\n{}", way.0, app.setup.log());
     }
-    app.state("nobody serves", |state| (0..2).all(|slot| state.word(slot) == "waiting"));
-    let waiting: Vec<Waiting> = (0..100).map(|_| Waiting::new(port)).collect();
-    let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
-    assert_eq!(answered, 100, "{}", app.setup.log());
 }
 
 #[test]
@@ -160,14 +205,16 @@ fn the_same_client_gets_the_same_instance_where_that_is_asked_for() {
 
 #[test]
 fn a_rolling_reload_under_load_costs_no_request() {
-    let port = free_port();
-    let app = Setup::new("rolling").config(&inherit(port, 2)).start();
-    app.online(2);
-    let load = Load::start(port, "/", 4);
-    for _ in 0..3 {
-        load.more(20);
-        app.command("reload", &[]);
+    for way in ways("a_rolling_reload_under_load_costs_no_request") {
+        let port = free_port();
+        let app = start("rolling", way, port, 2, "");
+        let load = Load::start(port, "/", 4);
+        for _ in 0..3 {
+            load.more(20);
+            app.command("reload", &[]);
+        }
+        let (served, failed) = load.stop();
+        let failures = failed.len();
+        assert!(failed.is_empty(), "{}: {failures} of {served}: {failed:?}", way.0);
     }
-    let (served, failed) = load.stop();
-    assert!(failed.is_empty(), "{} of {served}: {failed:?}", failed.len());
 }

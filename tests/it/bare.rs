@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::app::{App, Setup, demo, free_port, python};
+use crate::app::{App, Setup, free_port, inherit, python};
 use crate::load::{Load, get};
 use crate::procs;
 
@@ -28,7 +28,7 @@ fn as_nobody(test: &str, name: &str, config: &str) -> Option<App> {
 fn without_groups_crash_restart_and_stop_are_the_same() {
     let test = "without_groups_crash_restart_and_stop_are_the_same";
     let port = free_port();
-    let Some(mut app) = as_nobody(test, "bare", &demo(port, 2)) else { return };
+    let Some(mut app) = as_nobody(test, "bare", &inherit(port, 2)) else { return };
     let before = app.online(2);
     assert_eq!(before.level(), "bare");
     assert_eq!(before.0["memory_cap_enforced"], false);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::Signal;
 
-use crate::app::{App, Setup, demo, free_port, python};
+use crate::app::{App, Setup, demo, free_port, inherit, python};
 use crate::load::get;
 use crate::procs::{self, PATIENCE_MS};
 
@@ -222,7 +222,7 @@ fn all_slots_given_up_end_the_unit_with_69() {
 #[test]
 fn clients_of_a_killed_keeper_wait_for_the_next_one() {
     let port = free_port();
-    let setup = Setup::new("unit-stored").config(&demo(port, 2));
+    let setup = Setup::new("unit-stored").config(&inherit(port, 2));
     let config = setup.read(&format!("{}.toml", setup.name));
     let mut systemd = Systemd::new(&setup);
     let environment = Systemd::environment(&setup);
@@ -254,7 +254,7 @@ fn clients_of_a_killed_keeper_wait_for_the_next_one() {
 #[test]
 fn a_stored_socket_that_the_config_does_not_name_is_closed_at_once() {
     let port = free_port();
-    let setup = Setup::new("unit-dropped").config(&demo(port, 1));
+    let setup = Setup::new("unit-dropped").config(&inherit(port, 1));
     let mut systemd = Systemd::new(&setup);
     // The service manager holds it still while the app is to listen on all addresses.
     let address = SocketAddr::from(([127, 0, 0, 1], port));

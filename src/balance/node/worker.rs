@@ -27,7 +27,8 @@ const REPORTS_MAX: u8 = 8;
 pub struct RequestId(pub(super) u64);
 
 /// What a channel is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Channel {
     /// `NODE_UNIQUE_ID` is set: the process is a worker of a cluster.
     Cluster,

@@ -5,7 +5,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use super::*;
-use crate::sys::testing::eventually;
 
 mod meanwhile;
 
@@ -27,7 +26,7 @@ fn own_address(socket: &OwnedFd) -> SocketAddr {
 
 impl Place {
     fn new(test: &str, method: Method, address: SocketAddr, members: usize) -> Option<Self> {
-        let parking = listen::found_group(address).unwrap();
+        let parking = listen::found_group(address, false).unwrap();
         let steering = match Steering::create(method, parking.as_fd(), None) {
             Ok(steering) => steering,
             Err(error) if error.errno() == nix::libc::EPERM => {
@@ -46,7 +45,7 @@ impl Place {
     }
 
     fn join(&mut self) {
-        let socket = listen::join_group(self.address).unwrap();
+        let socket = listen::join_group(self.parking.as_fd()).unwrap();
         let index = self.steering.add(socket.as_fd()).unwrap();
         let listener = TcpListener::from(socket);
         listener.set_nonblocking(true).unwrap();
@@ -68,22 +67,7 @@ impl Place {
                 Ipv6Addr::LOCALHOST.into()
             });
         }
-        self.arrived(|| TcpStream::connect(address).unwrap())
-    }
-
-    /// A connection that has arrived. connect(2) returns before that: the last segment of the
-    /// handshake may still be on its way, even to the same machine.
-    fn arrived(&self, connect: impl FnOnce() -> TcpStream) -> TcpStream {
-        let before = self.queued();
-        let client = connect();
-        eventually("it waits at one of the sockets", || (self.queued() > before).then_some(()));
-        client
-    }
-
-    /// How many connections wait.
-    fn queued(&self) -> u32 {
-        let queue = |(_, socket): &(u16, TcpListener)| listen::queue(socket).unwrap().length;
-        self.members.iter().map(queue).sum::<u32>() + self.parked()
+        TcpStream::connect(address).unwrap()
     }
 
     /// Which member has a connection to accept, which is answered.
@@ -272,30 +256,6 @@ fn the_next_supervisor_goes_on_with_the_maps() {
 }
 
 #[test]
-fn a_socket_that_no_keeper_was_told_of_is_put_in_again() {
-    let test = "a_socket_that_no_keeper_was_told_of_is_put_in_again";
-    let Some(mut place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
-    // An instance has bound it by itself; the supervisor died before it was published.
-    place.join();
-    let (_, third) = place.members.pop().unwrap();
-    let [control, sockets] = place.steering.maps().map(|map| map.try_clone_to_owned().unwrap());
-    let mut next = Steering::adopt(control, sockets).unwrap();
-    for (index, _) in &place.members {
-        assert!(next.keep(*index));
-    }
-    assert_eq!(next.add(third.as_fd()).unwrap_err().errno(), nix::libc::EBUSY);
-    next.forget_others();
-    let index = next.add(third.as_fd()).unwrap();
-    place.members.push((index, third));
-    place.steering = next;
-    place.publish();
-    let clients = waiting(&place, 9);
-    assert_eq!([0, 1, 2].map(|it| place.counters(it).taken), [3, 3, 3]);
-    assert_eq!(place.answer_all(), 9);
-    assert_answered(clients);
-}
-
-#[test]
 fn new_maps_take_the_place_of_those_that_cannot_be_read() {
     let test = "new_maps_take_the_place_of_those_that_cannot_be_read";
     let Some(mut place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
@@ -322,8 +282,7 @@ fn one_group_serves_both_families() {
     let Some(place) = Place::new(test, Method::RoundRobin, any, 2) else { return };
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, place.address.port()));
     for turn in 0..20 {
-        let by_v4 = || TcpStream::connect(v4).unwrap();
-        let client = if turn % 4 < 2 { place.connect() } else { place.arrived(by_v4) };
+        let client = if turn % 4 < 2 { place.connect() } else { TcpStream::connect(v4).unwrap() };
         assert_eq!(place.serve(), turn % 2);
         drop(client);
     }
@@ -349,7 +308,7 @@ fn a_client_stays_with_its_instance() {
     let Some(mut place) = Place::new(test, Method::Source, any, 4) else { return };
     let port = place.address.port();
     let served = |place: &Place, client: u8| {
-        let stream = place.arrived(|| client_at(port, client));
+        let stream = client_at(port, client);
         let member = place.serve();
         drop(stream);
         member
@@ -365,8 +324,7 @@ fn a_client_stays_with_its_instance() {
         assert!(seen.contains(&member), "{seen:?}");
     }
     // Those that wait for one that dies move to where they are sent from now on.
-    let arrived = |client| place.arrived(|| client_at(port, client));
-    let mut waiting: Vec<TcpStream> = (1..=40).map(arrived).collect();
+    let mut waiting: Vec<TcpStream> = (1..=40).map(|client| client_at(port, client)).collect();
     for client in &mut waiting {
         client.write_all(b"data").unwrap();
     }
@@ -392,12 +350,12 @@ fn a_client_stays_with_its_instance() {
 
 #[test]
 fn a_port_that_somebody_else_shares_is_in_use() {
-    let parking = listen::found_group(any()).unwrap();
+    let parking = listen::found_group(any(), false).unwrap();
     let address = own_address(&parking);
-    let error = listen::found_group(address).unwrap_err();
+    let error = listen::found_group(address, false).unwrap_err();
     assert_eq!(error.errno(), nix::libc::EADDRINUSE);
     assert!(listen::is_in_group(&parking));
-    listen::join_group(address).unwrap();
+    listen::join_group(parking.as_fd()).unwrap();
 }
 
 #[test]

@@ -58,11 +58,11 @@ fn only_sockets_of_groups_are_put_and_each_once() {
     let errno = |result: Result<()>| result.unwrap_err().errno();
     let plain = TcpListener::bind(local()).unwrap();
     assert_eq!(errno(put_socket(array.as_fd(), 0, plain.as_fd())), libc::EINVAL);
-    let socket = listen::found_group(local()).unwrap();
+    let socket = listen::found_group(local(), false).unwrap();
     put_socket(array.as_fd(), 0, socket.as_fd()).unwrap();
     assert_eq!(errno(put_socket(array.as_fd(), 1, socket.as_fd())), libc::EBUSY);
     assert_eq!(errno(put_socket(other.as_fd(), 1, socket.as_fd())), libc::EBUSY);
-    take_out_sockets(array.as_fd(), [0, 1]);
+    empty_sockets(array.as_fd(), 2);
     put_socket(other.as_fd(), 1, socket.as_fd()).unwrap();
     assert_eq!(errno(put_socket(other.as_fd(), 2, socket.as_fd())), libc::E2BIG);
 }

@@ -1,0 +1,243 @@
+//! One address of an app: its parking socket, the instances' own sockets, and who is given the
+//! connections.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::balance::hang::{Sample, Verdicts, Watch};
+use crate::balance::program::Method;
+use crate::balance::steering::{Counters, Steering};
+use crate::balance::table;
+use crate::policy::{Generation, SlotId};
+use crate::sys::listen::Queue;
+use crate::sys::{Error, listen};
+
+/// One address.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) parking: OwnedFd,
+    /// Where its connections can be steered.
+    pub(super) steering: Option<Steering>,
+    /// It was not in the config: an instance has bound it, or asked for it.
+    pub(super) learned: bool,
+    /// What the program chooses by, as far as this supervisor knows.
+    method: Option<Method>,
+    members: BTreeMap<Generation, Vec<Member>>,
+    /// Whom the table names.
+    published: Vec<u16>,
+    /// Who of them does not accept.
+    watch: Watch<Generation>,
+}
+
+/// A socket of an instance.
+#[derive(Debug)]
+struct Member {
+    index: u16,
+    socket: OwnedFd,
+}
+
+impl Place {
+    pub(super) fn new(parking: OwnedFd, learned: bool) -> Self {
+        Self {
+            parking,
+            steering: None,
+            learned,
+            method: None,
+            members: BTreeMap::new(),
+            published: Vec::new(),
+            watch: Watch::default(),
+        }
+    }
+
+    /// Whether each instance can have a socket of its own here.
+    pub(super) fn is_steered(&self) -> bool {
+        self.steering.is_some()
+    }
+
+    /// Chooses by `method` from now on. Steering begins where it has not; says whether it has.
+    pub(super) fn steer_by(&mut self, method: Method) -> Result<bool, Error> {
+        if self.method == Some(method) || !listen::is_in_group(&self.parking) {
+            return Ok(false);
+        }
+        let begins = self.steering.is_none();
+        match &self.steering {
+            // The program anew: it may be of another version.
+            Some(steering) => steering.attach(method, self.parking.as_fd())?,
+            None => self.steering = Some(Steering::create(method, self.parking.as_fd(), None)?),
+        }
+        self.method = Some(method);
+        Ok(begins)
+    }
+
+    /// Takes a socket of the group in for an instance, and says under which index.
+    pub(super) fn add(
+        &mut self,
+        generation: Generation,
+        socket: OwnedFd,
+    ) -> Result<Option<u16>, Error> {
+        let Some(steering) = &mut self.steering else { return Ok(None) };
+        let index = steering.add(socket.as_fd())?;
+        self.members.entry(generation).or_default().push(Member { index, socket });
+        Ok(Some(index))
+    }
+
+    /// Takes over a socket that an earlier supervisor has added.
+    pub(super) fn take_over(&mut self, generation: Generation, index: u16, socket: OwnedFd) {
+        if let Some(steering) = &mut self.steering
+            && steering.keep(index)
+            && steering.settle(index, socket.as_fd()).is_ok()
+        {
+            self.members.entry(generation).or_default().push(Member { index, socket });
+        }
+    }
+
+    /// The socket that an instance is given: its own, or the one of all.
+    pub(super) fn socket_of(&self, generation: Generation) -> BorrowedFd<'_> {
+        let own = self.members.get(&generation).and_then(|members| members.first());
+        own.map_or(self.parking.as_fd(), |member| member.socket.as_fd())
+    }
+
+    pub(super) fn has(&self, generation: Generation) -> bool {
+        self.members.contains_key(&generation)
+    }
+
+    /// Whether any instance has a socket here.
+    pub(super) fn is_used(&self) -> bool {
+        !self.members.is_empty()
+    }
+
+    /// All sockets that are pmr's here.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let members = self.members.values().flatten().map(|member| member.socket.as_fd());
+        members.chain([self.parking.as_fd()])
+    }
+
+    /// Ends the sockets of an instance that nobody accepts from any more: whoever waits in them
+    /// moves on to the others, though the keeper still holds copies.
+    pub(super) fn close(&mut self, generation: Generation) {
+        for member in self.members.remove(&generation).unwrap_or_default() {
+            listen::silence(&member.socket);
+            if let Some(steering) = &mut self.steering {
+                steering.remove(member.index);
+            }
+        }
+    }
+
+    /// Ends those sockets of an instance that it holds no more.
+    pub(super) fn drop_closed(&mut self, generation: Generation, held: &BTreeSet<u64>) {
+        let Some(members) = self.members.get_mut(&generation) else { return };
+        let is_closed = |member: &mut Member| {
+            rustix::fs::fstat(&member.socket).is_ok_and(|facts| !held.contains(&facts.st_ino))
+        };
+        for member in members.extract_if(.., is_closed) {
+            listen::silence(&member.socket);
+            if let Some(steering) = &mut self.steering {
+                steering.remove(member.index);
+            }
+        }
+        if members.is_empty() {
+            self.members.remove(&generation);
+        }
+    }
+
+    /// How many connections wait for an instance.
+    pub(super) fn queued(&self, generation: Generation) -> u64 {
+        let members = self.members.get(&generation).into_iter().flatten();
+        members.map(|member| member.queue().length.into()).fold(0, u64::saturating_add)
+    }
+
+    /// What came to each instance, and how much of that waits.
+    pub(super) fn counters(&self) -> impl Iterator<Item = (Generation, Counters, u64)> + '_ {
+        self.members.iter().map(|(generation, members)| {
+            let mut sum = Counters::default();
+            for member in members {
+                let counted = self.steering.as_ref().map(|it| it.counters(member.index));
+                let counted = counted.unwrap_or_default();
+                sum.taken = sum.taken.saturating_add(counted.taken);
+                sum.migrated = sum.migrated.saturating_add(counted.migrated);
+            }
+            (*generation, sum, self.queued(*generation))
+        })
+    }
+
+    /// Whether connections go to anybody.
+    pub(super) fn is_served(&self) -> bool {
+        !self.published.is_empty()
+    }
+
+    /// Has new connections go to these instances, in this order and in turn, and moves those to
+    /// them that have waited while nobody served.
+    pub(super) fn publish(&mut self, serving: &[(SlotId, Generation)]) -> Result<(), Error> {
+        let Some(steering) = &self.steering else { return Ok(()) };
+        let serve = serving.iter().filter(|(_, generation)| !self.watch.is_out(*generation));
+        let members = serve.filter_map(|(_, generation)| self.members.get(generation)).flatten();
+        let order: Vec<u16> = members.map(|member| member.index).collect();
+        if order == self.published {
+            return Ok(());
+        }
+        steering.publish(&order);
+        self.published = order;
+        self.unpark()
+    }
+
+    /// Moves those who wait in the parking socket on, where somebody serves.
+    fn unpark(&self) -> Result<(), Error> {
+        let waits = listen::queue(&self.parking).unwrap_or_default().length > 0;
+        match &self.steering {
+            Some(steering) if waits && self.is_served() => {
+                steering.move_queue(table::PARKING, self.parking.as_fd())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// When to look at the queues; the last one is never taken out, so of one it is not asked.
+    pub(super) fn next_look_ms(&self) -> Option<u64> {
+        (self.is_steered() && self.members.len() > 1).then(|| self.watch.next_look_ms())
+    }
+
+    /// Looks who accepts; takes those out that do not, with the connections that wait for them.
+    pub(super) fn look(
+        &mut self,
+        now: u64,
+        serving: &[(SlotId, Generation)],
+    ) -> Result<Verdicts<Generation>, Error> {
+        let samples: Vec<Sample<Generation>> =
+            serving.iter().filter_map(|(_, generation)| self.sample(*generation)).collect();
+        let verdicts = self.watch.look(now, &samples);
+        self.publish(serving)?;
+        let Some(steering) = &self.steering else { return Ok(verdicts) };
+        let moved = verdicts.out.iter().chain(&verdicts.late);
+        for member in moved.filter_map(|generation| self.members.get(generation)).flatten() {
+            steering.move_queue(member.index, member.socket.as_fd())?;
+        }
+        // Whoever met a table that named somebody who was gone already.
+        self.unpark()?;
+        Ok(verdicts)
+    }
+}
+
+impl Place {
+    /// The figures of an instance, over all its sockets. What it was given is read before what
+    /// waits.
+    fn sample(&self, key: Generation) -> Option<Sample<Generation>> {
+        let steering = self.steering.as_ref()?;
+        let members = self.members.get(&key)?;
+        let mut sample = Sample { key, taken: 0, queued: 0, backlog: 0 };
+        for member in members {
+            let taken = steering.counters(member.index).taken;
+            let queue = member.queue();
+            sample.taken = sample.taken.saturating_add(taken);
+            sample.queued = sample.queued.saturating_add(queue.length.into());
+            sample.backlog = sample.backlog.saturating_add(queue.backlog.into());
+        }
+        Some(sample)
+    }
+}
+
+impl Member {
+    /// One that does not listen at the moment has none.
+    fn queue(&self) -> Queue {
+        listen::queue(&self.socket).unwrap_or_default()
+    }
+}
