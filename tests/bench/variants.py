@@ -280,13 +280,19 @@ def program(name):
     return found
 
 
+PORTS_GIVEN = set()
+
+
 def free_port():
-    """A port that nobody has, and that no client is given for its own end."""
+    """A port that nobody has or was given, and that no client is given for its own end."""
     while True:
         port = random.randrange(10_000, 16_000)
+        if port in PORTS_GIVEN:
+            continue
         with socket.socket() as one:
             try:
                 one.bind(("127.0.0.1", port))
-                return port
             except OSError:
                 continue
+        PORTS_GIVEN.add(port)
+        return port
