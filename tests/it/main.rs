@@ -46,6 +46,8 @@ mod reload;
 #[cfg(test)]
 mod rules;
 #[cfg(test)]
+mod servers;
+#[cfg(test)]
 mod service;
 #[cfg(test)]
 mod shared;
