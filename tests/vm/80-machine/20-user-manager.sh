@@ -15,7 +15,7 @@ wait_for 60 "it has a bus" test -S "/run/user/$uid/bus"
 as_user mkdir -p /home/vm-user/.config/pmr
 as_user tee /home/vm-user/.config/pmr/mine.toml >/dev/null <<'T'
 command = ["/usr/bin/pmr", "demo-backend"]
-port = 10010
+listen = 10010
 instances = 2
 exec_mode = "cluster"
 ready = "exec"
