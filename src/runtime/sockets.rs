@@ -217,12 +217,9 @@ impl Sockets {
     /// waits for the next.
     pub(super) fn retain(&mut self, releases: &[&Release], is_served: bool) -> Vec<String> {
         let is_wanted = |address: &Address, place: &Place| {
-            if place.learned {
-                let may = releases.iter().any(|release| may_listen(release, address));
-                may && (place.is_used() || !place.is_steered() || !is_served)
-            } else {
-                releases.iter().any(|release| bound_by(release).contains(address))
-            }
+            let may = || releases.iter().any(|release| may_listen(release, address));
+            let keeps = place.is_used() || !place.is_steered() || !is_served;
+            releases.iter().any(|release| bound_by(release).contains(address)) || keeps && may()
         };
         let gone = self.places.extract_if(.., |address, place| !is_wanted(address, place));
         gone.flat_map(|(address, _)| names_of(&address)).collect()

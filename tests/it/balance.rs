@@ -218,3 +218,48 @@ fn a_rolling_reload_under_load_costs_no_request() {
         assert!(failed.is_empty(), "{}: {failures} of {served}: {failed:?}", way.0);
     }
 }
+
+/// Without the rights that bpf(2) takes: `CAP_NET_ADMIN`, `CAP_SYS_ADMIN` and `CAP_BPF`.
+const WITHOUT_BPF: [&str; 5] = [
+    "setpriv",
+    "--bounding-set",
+    "-net_admin,-sys_admin,-cap_39",
+    "--inh-caps",
+    "-net_admin,-sys_admin,-cap_39",
+];
+
+#[test]
+fn without_bpf_instances_share_a_queue_or_the_app_is_refused_with_what_can_be_done() {
+    let test = "without_bpf_instances_share_a_queue_or_the_app_is_refused_with_what_can_be_done";
+    if !procs::is_root() || !procs::has("setpriv") {
+        return procs::skip(test, "it takes root and setpriv");
+    }
+    for (way, config) in ways(test) {
+        let port = free_port();
+        let setup = Setup::new(&format!("denied-{way}")).config(&config(port, 2));
+        setup.write("server.js", SERVER);
+        let mut app = setup.before(&WITHOUT_BPF).start();
+        if way == "bind" {
+            assert_eq!(app.wait(), 78, "{}", app.setup.log());
+            let said = app.setup.log();
+            for part in ["2 instances cannot share", "bpf(2) is not permitted", "increment_var"] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+            continue;
+        }
+        let state = app.online(2);
+        assert_eq!(state.0["balance"]["steered"], false, "{way}");
+        let note = state.0["balance"]["note"].as_str().unwrap_or_default().to_owned();
+        assert!(note.contains("bpf(2) is not permitted"), "{way}: {note}");
+        let load = Load::start(port, "/", 4);
+        load.more(20);
+        app.command("reload", &[]);
+        let (served, failed) = load.stop();
+        assert!(failed.is_empty(), "{way}: {} of {served}: {failed:?}", failed.len());
+    }
+    // One alone needs nobody's leave.
+    let port = free_port();
+    let app = Setup::new("denied-alone").config(&bind(port, 1)).before(&WITHOUT_BPF).start();
+    app.online(1);
+    get(port, "/").unwrap();
+}
