@@ -3,8 +3,8 @@
 The same server (`backend.js`) is behind all variants. For the costs all of them run side by side,
 and each round puts the same load on one after the other, so that what else the machine does is
 spread over all. All servers are on one CPU then, and all clients on another: two servers on two
-CPUs share these with their clients, and what they take differs from one server's by half, whoever
-hands out the connections. For crashes and hangs they run one at a time, on all CPUs.
+CPUs share these with their clients, and take up to half as much again as one does, whoever hands
+out the connections. For crashes and hangs they run one at a time, on all CPUs.
 """
 
 import json
@@ -146,15 +146,14 @@ def report_costs(report, costs):
 
 
 def compare(report, costs, name, ratio):
+    """With as many plain nodes, for two of these already cost more than one."""
     def add(what, ours, theirs=None, target=None):
         report.add("balance", f"{name}: {what}", "", ours, theirs, target=target)
 
     kinds = (("fresh_cpu", "connection", 1.05), ("kept_cpu", "kept request", 1.03))
     for kind, what, target in kinds:
-        theirs = [ratio(PM2, other, kind) if PM2 in costs else None
-                  for other in (PLAIN, as_many(PM2))]
-        add(f"CPU of a {what} / plain node's", ratio(name, PLAIN, kind), theirs[0], target)
-        add(f"CPU of a {what} / as many plain nodes'", ratio(name, as_many(name), kind), theirs[1])
+        theirs = ratio(PM2, as_many(PM2), kind) if PM2 in costs else None
+        add(f"CPU of a {what} / plain node's", ratio(name, as_many(name), kind), theirs, target)
     add("CPU of a connection / PM2's", ratio(name, PM2, "fresh_cpu"), target=0.5)
     spread = max(costs[PM2].spread) if PM2 in costs else None
     add("connections, most − fewest of an instance", max(costs[name].spread), spread, target=0)
