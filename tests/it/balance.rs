@@ -135,6 +135,7 @@ fn what_waits_for_one_that_dies_is_answered_by_the_others() {
         for round in 0..10 {
             let victim = app.online(2).pid(round % 2).unwrap();
             assert!(procs::signal(victim, Signal::STOP));
+            app.eventually("it stands still", || procs::is_stopped(victim).then_some(()));
             // Every other one waits for somebody who has stopped; too short for a hang to be seen.
             let waiting: Vec<Waiting> = (0..50).map(|_| Waiting::new(port)).collect();
             assert!(procs::signal(victim, Signal::KILL));
@@ -171,6 +172,7 @@ fn one_that_hangs_takes_nothing_but_what_it_had() {
     }
     let hung = before.pid(0).unwrap();
     assert!(procs::signal(hung, Signal::STOP));
+    app.eventually("it stands still", || procs::is_stopped(hung).then_some(()));
     // All of these are answered while it hangs: what had waited for it has moved on.
     let waiting: Vec<Waiting> = (0..20).map(|_| Waiting::new(port)).collect();
     let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();

@@ -1,6 +1,5 @@
 //! Servers in other languages, unmodified: each binds its port by itself, as it does anywhere.
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -44,13 +43,6 @@ impl Request {
 fn tree(pid: u32) -> Vec<u32> {
     let below = procs::children(pid).into_iter().flat_map(tree);
     [pid].into_iter().chain(below).collect()
-}
-
-/// Whether all threads of a process stand still. Until then it may accept one more connection.
-fn is_stopped(pid: u32) -> bool {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let mut stats = tasks.map(|it| fs::read_to_string(it.path().join("stat")).unwrap_or_default());
-    stats.all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
 }
 
 /// How many connections each slot was given since its spawn.
@@ -101,7 +93,7 @@ fn is_balanced_and_loses_nothing(test: &str, name: &str, server: Server) {
         let victim = before.pid(slot).unwrap();
         let all = tree(victim);
         assert!(all.iter().all(|&pid| procs::signal(pid, Signal::STOP)));
-        app.eventually("they stop", || all.iter().all(|&pid| is_stopped(pid)).then_some(()));
+        app.eventually("they stop", || all.iter().all(|&pid| procs::is_stopped(pid)).then_some(()));
         // Every other one waits for somebody who has stopped; too short for a hang to be seen.
         let waiting: Vec<Request> = (0..40).map(|_| Request::send(port)).collect();
         assert!(procs::signal(victim, Signal::KILL));
