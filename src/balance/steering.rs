@@ -57,7 +57,7 @@ impl Steering {
         steering.attach(method, parking)?;
         // A socket is in one array at a time.
         if let Some(old) = old {
-            bpf::empty_sockets(old, table::SOCKETS);
+            bpf::take_out_sockets(old, 0..=table::PARKING);
         }
         steering.put_when_free(table::PARKING, parking)?;
         Ok(steering)
@@ -82,6 +82,13 @@ impl Steering {
     pub fn adopt(control: OwnedFd, sockets: OwnedFd) -> Result<Self> {
         let table = bpf::Shared::map(control.as_fd(), table::BYTES)?;
         Ok(Self { control, sockets, table, indices: Indices::default() })
+    }
+
+    /// Takes out what an earlier supervisor has put in and nobody has kept: it died before it could
+    /// tell the keeper of it. The order never names such a socket, but to be put in again it must
+    /// be out.
+    pub fn forget_others(&self) {
+        bpf::take_out_sockets(self.sockets.as_fd(), self.indices.free());
     }
 
     /// Chooses by another method from now on.

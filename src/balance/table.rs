@@ -68,23 +68,23 @@ pub fn counter(kind: u32, index: u16) -> u32 {
     kind.saturating_add(u32::from(index).saturating_mul(8))
 }
 
-/// The order by which a client stays with its slot: of `ready` slots and their indices, a place for
-/// each of 512 kinds of addresses. Empty where nobody is ready.
+/// The order by which a client stays with its slot: of those that are ready, by a key that a slot
+/// keeps and their indices, a place for each of 512 kinds of addresses. Empty where nobody is ready.
 ///
-/// A place belongs to the slot with the highest score for it. So a slot that goes away leaves its
+/// A place belongs to the key with the highest score for it. So a slot that goes away leaves its
 /// places to the others and moves none of theirs; and it has the same ones again when it comes
 /// back, whatever generation and index it has then.
-pub fn by_source(ready: &[(u16, u16)]) -> Vec<u16> {
+pub fn by_source(ready: &[(u32, u16)]) -> Vec<u16> {
     let best = |place: u16| {
-        let best = ready.iter().max_by_key(|(slot, index)| (score(place, *slot), *index));
+        let best = ready.iter().max_by_key(|(key, index)| (score(place, *key), *index));
         best.map(|(_, index)| *index)
     };
     (0..ORDER_MAX).filter_map(best).collect()
 }
 
-/// A number that looks like chance: place and slot by the finalizer of `SplitMix64`.
-fn score(place: u16, slot: u16) -> u64 {
-    let mut z = u64::from(place) << 16 | u64::from(slot);
+/// A number that looks like chance: place and key by the finalizer of `SplitMix64`.
+fn score(place: u16, key: u32) -> u64 {
+    let mut z = u64::from(place) << 32 | u64::from(key);
     z = z.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -108,6 +108,11 @@ impl Indices {
         index < PARKING && self.0.insert(index)
     }
 
+    /// Those that are not in use.
+    pub fn free(&self) -> impl Iterator<Item = u16> {
+        (0..PARKING).filter(|index| !self.0.contains(index))
+    }
+
     /// Gives one back.
     pub fn give_back(&mut self, index: u16) {
         self.0.remove(&index);
@@ -120,8 +125,8 @@ mod tests {
 
     use super::*;
 
-    fn ready(slots: impl IntoIterator<Item = u16>) -> Vec<(u16, u16)> {
-        slots.into_iter().map(|slot| (slot, slot ^ 0x155)).collect()
+    fn ready(slots: impl IntoIterator<Item = u16>) -> Vec<(u32, u16)> {
+        slots.into_iter().map(|slot| (slot.into(), slot ^ 0x155)).collect()
     }
 
     #[test]
@@ -154,7 +159,7 @@ mod tests {
             }
             // Its next generation, at another index, has the same clients.
             let mut again = ready(all.iter().copied());
-            again.iter_mut().filter(|(slot, _)| *slot == gone).for_each(|it| it.1 = 511);
+            again.iter_mut().filter(|(key, _)| *key == u32::from(gone)).for_each(|it| it.1 = 511);
             let again = by_source(&again);
             for (before, again) in before.iter().zip(&again) {
                 prop_assert_eq!(if *before == own { 511 } else { *before }, *again);
@@ -191,6 +196,7 @@ mod tests {
         assert!(indices.keep(1) && !indices.keep(1) && !indices.keep(PARKING));
         assert_eq!((indices.take(), indices.take()), (Some(0), Some(2)));
         indices.give_back(1);
+        assert_eq!(indices.free().take(2).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(indices.take(), Some(1));
         for _ in 3..PARKING {
             assert!(indices.take().is_some());

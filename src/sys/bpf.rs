@@ -193,11 +193,11 @@ fn is_mptcp(socket: BorrowedFd<'_>) -> bool {
     protocol.is_ok_and(|protocol| protocol == Some(rustix::net::ipproto::MPTCP))
 }
 
-/// Takes all sockets out of an array, so that they can be put into another.
-pub fn empty_sockets(array: BorrowedFd<'_>, entries: u32) {
-    for key in 0..entries {
-        let attributes =
-            MapUpdate { map_fd: number(array), padding: 0, key: address(&key), value: 0, flags: 0 };
+/// Takes sockets out of an array, so that they can be put into another.
+pub fn take_out_sockets(array: BorrowedFd<'_>, indices: impl IntoIterator<Item = u16>) {
+    for index in indices {
+        let (map_fd, key) = (number(array), u32::from(index));
+        let attributes = MapUpdate { map_fd, padding: 0, key: address(&key), value: 0, flags: 0 };
         // One that is not there is what is wanted.
         bpf(MAP_DELETE_ELEM, &attributes).map(drop).unwrap_or_default();
     }

@@ -195,6 +195,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sys::testing::eventually;
 
     fn inode(listener: &TcpListener) -> u64 {
         rustix::fs::fstat(listener).unwrap().st_ino
@@ -206,9 +207,13 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let elsewhere = TcpListener::bind(("127.0.0.2", address.port())).unwrap();
         let waiting = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
-        let found = listeners(address.port()).unwrap();
+        let of = |found: &[Listener]| *found.iter().find(|it| it.address == address).unwrap();
+        // The last segment of a handshake may still be on its way.
+        let found = eventually("both wait", || {
+            Some(listeners(address.port()).unwrap()).filter(|found| of(found).queued == 2)
+        });
         assert_eq!(found.len(), 2, "{found:?}");
-        let own = found.iter().find(|it| it.address == address).unwrap();
+        let own = of(&found);
         let uid = std::fs::metadata("/proc/self").unwrap().uid();
         assert_eq!((own.inode, own.queued, own.uid), (inode(&listener), 2, uid));
         // What std asks for, and no more than the machine allows.

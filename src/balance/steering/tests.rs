@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use super::*;
+use crate::sys::testing::eventually;
 
 mod meanwhile;
 
@@ -67,7 +68,22 @@ impl Place {
                 Ipv6Addr::LOCALHOST.into()
             });
         }
-        TcpStream::connect(address).unwrap()
+        self.arrived(|| TcpStream::connect(address).unwrap())
+    }
+
+    /// A connection that has arrived. connect(2) returns before that: the last segment of the
+    /// handshake may still be on its way, even to the same machine.
+    fn arrived(&self, connect: impl FnOnce() -> TcpStream) -> TcpStream {
+        let before = self.queued();
+        let client = connect();
+        eventually("it waits at one of the sockets", || (self.queued() > before).then_some(()));
+        client
+    }
+
+    /// How many connections wait.
+    fn queued(&self) -> u32 {
+        let queue = |(_, socket): &(u16, TcpListener)| listen::queue(socket).unwrap().length;
+        self.members.iter().map(queue).sum::<u32>() + self.parked()
     }
 
     /// Which member has a connection to accept, which is answered.
@@ -256,6 +272,30 @@ fn the_next_supervisor_goes_on_with_the_maps() {
 }
 
 #[test]
+fn a_socket_that_no_keeper_was_told_of_is_put_in_again() {
+    let test = "a_socket_that_no_keeper_was_told_of_is_put_in_again";
+    let Some(mut place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
+    // An instance has bound it by itself; the supervisor died before it was published.
+    place.join();
+    let (_, third) = place.members.pop().unwrap();
+    let [control, sockets] = place.steering.maps().map(|map| map.try_clone_to_owned().unwrap());
+    let mut next = Steering::adopt(control, sockets).unwrap();
+    for (index, _) in &place.members {
+        assert!(next.keep(*index));
+    }
+    assert_eq!(next.add(third.as_fd()).unwrap_err().errno(), nix::libc::EBUSY);
+    next.forget_others();
+    let index = next.add(third.as_fd()).unwrap();
+    place.members.push((index, third));
+    place.steering = next;
+    place.publish();
+    let clients = waiting(&place, 9);
+    assert_eq!([0, 1, 2].map(|it| place.counters(it).taken), [3, 3, 3]);
+    assert_eq!(place.answer_all(), 9);
+    assert_answered(clients);
+}
+
+#[test]
 fn new_maps_take_the_place_of_those_that_cannot_be_read() {
     let test = "new_maps_take_the_place_of_those_that_cannot_be_read";
     let Some(mut place) = Place::new(test, Method::RoundRobin, any(), 2) else { return };
@@ -282,7 +322,8 @@ fn one_group_serves_both_families() {
     let Some(place) = Place::new(test, Method::RoundRobin, any, 2) else { return };
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, place.address.port()));
     for turn in 0..20 {
-        let client = if turn % 4 < 2 { place.connect() } else { TcpStream::connect(v4).unwrap() };
+        let by_v4 = || TcpStream::connect(v4).unwrap();
+        let client = if turn % 4 < 2 { place.connect() } else { place.arrived(by_v4) };
         assert_eq!(place.serve(), turn % 2);
         drop(client);
     }
@@ -308,7 +349,7 @@ fn a_client_stays_with_its_instance() {
     let Some(mut place) = Place::new(test, Method::Source, any, 4) else { return };
     let port = place.address.port();
     let served = |place: &Place, client: u8| {
-        let stream = client_at(port, client);
+        let stream = place.arrived(|| client_at(port, client));
         let member = place.serve();
         drop(stream);
         member
@@ -324,7 +365,8 @@ fn a_client_stays_with_its_instance() {
         assert!(seen.contains(&member), "{seen:?}");
     }
     // Those that wait for one that dies move to where they are sent from now on.
-    let mut waiting: Vec<TcpStream> = (1..=40).map(|client| client_at(port, client)).collect();
+    let arrived = |client| place.arrived(|| client_at(port, client));
+    let mut waiting: Vec<TcpStream> = (1..=40).map(arrived).collect();
     for client in &mut waiting {
         client.write_all(b"data").unwrap();
     }

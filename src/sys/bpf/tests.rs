@@ -62,7 +62,7 @@ fn only_sockets_of_groups_are_put_and_each_once() {
     put_socket(array.as_fd(), 0, socket.as_fd()).unwrap();
     assert_eq!(errno(put_socket(array.as_fd(), 1, socket.as_fd())), libc::EBUSY);
     assert_eq!(errno(put_socket(other.as_fd(), 1, socket.as_fd())), libc::EBUSY);
-    empty_sockets(array.as_fd(), 2);
+    take_out_sockets(array.as_fd(), [0, 1]);
     put_socket(other.as_fd(), 1, socket.as_fd()).unwrap();
     assert_eq!(errno(put_socket(other.as_fd(), 2, socket.as_fd())), libc::E2BIG);
 }
