@@ -23,10 +23,26 @@ pub(super) struct Place {
     /// What the program chooses by, as far as this supervisor knows.
     method: Option<Method>,
     members: BTreeMap<Generation, Vec<Member>>,
-    /// Whom the table names.
-    published: Vec<u16>,
+    /// Whom the table names, and by which method it was made.
+    published: Published,
     /// Who of them does not accept.
     watch: Watch<Generation>,
+}
+
+/// What a table is made of: sockets, each with a number that its slot keeps.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Published {
+    method: Option<Method>,
+    ready: Vec<(u32, u16)>,
+}
+
+impl Published {
+    fn order(&self) -> Vec<u16> {
+        match self.method {
+            Some(Method::Source) => table::by_source(&self.ready),
+            Some(Method::RoundRobin) | None => self.ready.iter().map(|(_, it)| *it).collect(),
+        }
+    }
 }
 
 /// A socket of an instance.
@@ -44,7 +60,7 @@ impl Place {
             learned,
             method: None,
             members: BTreeMap::new(),
-            published: Vec::new(),
+            published: Published::default(),
             watch: Watch::default(),
         }
     }
@@ -88,6 +104,13 @@ impl Place {
             && steering.settle(index, socket.as_fd()).is_ok()
         {
             self.members.entry(generation).or_default().push(Member { index, socket });
+        }
+    }
+
+    /// Takes out what an earlier supervisor has put in and told nobody of.
+    pub(super) fn forget_others(&self) {
+        if let Some(steering) = &self.steering {
+            steering.forget_others();
         }
     }
 
@@ -162,21 +185,25 @@ impl Place {
 
     /// Whether connections go to anybody.
     pub(super) fn is_served(&self) -> bool {
-        !self.published.is_empty()
+        !self.published.ready.is_empty()
     }
 
-    /// Has new connections go to these instances, in this order and in turn, and moves those to
-    /// them that have waited while nobody served.
+    /// Has new connections go to these instances, in this order and in turn or by the client's
+    /// address, and moves those to them that have waited while nobody served.
     pub(super) fn publish(&mut self, serving: &[(SlotId, Generation)]) -> Result<(), Error> {
         let Some(steering) = &self.steering else { return Ok(()) };
         let serve = serving.iter().filter(|(_, generation)| !self.watch.is_out(*generation));
-        let members = serve.filter_map(|(_, generation)| self.members.get(generation)).flatten();
-        let order: Vec<u16> = members.map(|member| member.index).collect();
-        if order == self.published {
+        let sockets = serve.filter_map(|(slot, generation)| {
+            // An instance may have several sockets.
+            let numbered = (0_u32..).step_by(1 << 16).zip(self.members.get(generation)?);
+            Some(numbered.map(|(number, member)| (number | u32::from(slot.0), member.index)))
+        });
+        let next = Published { method: self.method, ready: sockets.flatten().collect() };
+        if next == self.published {
             return Ok(());
         }
-        steering.publish(&order);
-        self.published = order;
+        steering.publish(&next.order());
+        self.published = next;
         self.unpark()
     }
 

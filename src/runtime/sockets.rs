@@ -82,6 +82,7 @@ impl Sockets {
                 place.take_over(generation, index, socket);
             }
         }
+        sockets.places.values().for_each(Place::forget_others);
         sockets
     }
 

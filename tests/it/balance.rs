@@ -206,6 +206,39 @@ fn the_same_client_gets_the_same_instance_where_that_is_asked_for() {
 }
 
 #[test]
+fn a_client_keeps_its_slot_while_others_come_and_go() {
+    let test = "a_client_keeps_its_slot_while_others_come_and_go";
+    let port = free_port();
+    let config = inherit(port, 4) + "balance = \"source\"\nrestart_delay = 500\n";
+    let app = Setup::new("stays").config(&config).start();
+    let before = app.online(4);
+    if !can_steer(&app, test) {
+        return;
+    }
+    let slot = |text: String| {
+        let (_, rest) = text.split_once("instance ").unwrap();
+        rest.split(' ').next().unwrap().to_owned()
+    };
+    let own = slot(who(port));
+    let other = (0..4).find(|slot| slot.to_string() != own).unwrap();
+    assert!(procs::signal(before.pid(other).unwrap(), Signal::KILL));
+    app.state("one is away", |state| state.word(other) == "waiting");
+    for _ in 0..20 {
+        assert_eq!(slot(who(port)), own);
+    }
+    app.online(4);
+    app.kill_supervisor();
+    app.online(4);
+    assert_eq!(slot(who(port)), own);
+    // Its own next instance has the client too.
+    app.command("restart", &[&own]);
+    app.online(4);
+    for _ in 0..20 {
+        assert_eq!(slot(who(port)), own);
+    }
+}
+
+#[test]
 fn a_rolling_reload_under_load_costs_no_request() {
     for way in ways("a_rolling_reload_under_load_costs_no_request") {
         let port = free_port();
