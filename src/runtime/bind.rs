@@ -85,6 +85,7 @@ impl Runtime {
         if release.choice.adapter != Adapter::Bind {
             return Ok(());
         }
+        self.sockets.give_to_user(release, self.releases.values())?;
         let bound = self.releases.values().filter(|it| it.choice.adapter == Adapter::Bind);
         let wanted: BTreeSet<u16> = bound.flat_map(ports).collect();
         let wanted: Vec<u16> = wanted.into_iter().collect();

@@ -114,6 +114,17 @@ impl Place {
         }
     }
 
+    /// Gives the sockets of one of these users to another.
+    pub(super) fn give(&self, from: &BTreeSet<u32>, to: u32) -> Result<(), Error> {
+        for socket in self.sockets() {
+            let owner = listen::owner(socket)?;
+            if owner != to && from.contains(&owner) {
+                listen::set_owner(socket, to)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The socket that an instance is given: its own, or the one of all.
     pub(super) fn socket_of(&self, generation: Generation) -> BorrowedFd<'_> {
         let own = self.members.get(&generation).and_then(|members| members.first());

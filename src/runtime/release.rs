@@ -221,6 +221,12 @@ impl Release {
         self.environment.get(OsStr::new("PATH")).map(OsString::as_os_str)
     }
 
+    /// Whom its instances are started as.
+    pub(super) fn uid(&self) -> u32 {
+        let own = || rustix::process::geteuid().as_raw();
+        self.identity.as_ref().map_or_else(own, |identity| identity.uid)
+    }
+
     /// The files that its program may be.
     pub(super) fn program(&self) -> Result<process::Program, Error> {
         let name = self.spec.program.argv.first().map_or("", String::as_str);

@@ -294,6 +294,20 @@ impl Sockets {
         Ok(Some(place.socket_of(generation)))
     }
 
+    /// Before an instance is spawned that binds by itself: all sockets of a group are of one user,
+    /// so those that were made for another release's, or by pmr, are given to this one's. An app
+    /// that changes its user by itself has sockets of none of them.
+    pub(super) fn give_to_user<'a>(
+        &self,
+        release: &Release,
+        others: impl Iterator<Item = &'a Release>,
+    ) -> Result<(), Error> {
+        let own = rustix::process::geteuid().as_raw();
+        let (user, users) = (release.uid(), others.map(Release::uid).chain([own]).collect());
+        let places = self.places.iter().filter(|(address, _)| may_listen(release, address));
+        places.map(|(_, place)| place).try_for_each(|place| place.give(&users, user))
+    }
+
     /// Takes a socket that an instance has bound by itself.
     pub(super) fn take_bound(
         &mut self,

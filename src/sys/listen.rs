@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use rustix::fs::Uid;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -67,8 +68,20 @@ pub fn join_group(member: BorrowedFd<'_>) -> Result<OwnedFd> {
     let address = address_of(member)?;
     let failed = |errno| Error::at("listen on", address.to_string(), errno);
     let only_v6 = address.is_ipv6() && sockopt::ipv6_v6only(member).map_err(failed)?;
-    let owner = rustix::fs::fstat(member).map_err(failed)?.st_uid;
-    bind_in_group(address, only_v6, Some(owner)).map_err(failed)
+    let other = Some(owner(member)?).filter(|uid| *uid != rustix::process::geteuid().as_raw());
+    bind_in_group(address, only_v6, other).map_err(failed)
+}
+
+/// Whose a socket is: who made it, or was given it. A group is of one user.
+pub fn owner(socket: BorrowedFd<'_>) -> Result<u32> {
+    let facts = rustix::fs::fstat(socket);
+    Ok(facts.map_err(|errno| Error::new("ask whose a socket is", errno))?.st_uid)
+}
+
+/// Gives a socket to another user, for all who hold it.
+pub fn set_owner(socket: BorrowedFd<'_>, uid: u32) -> Result<()> {
+    rustix::fs::fchown(socket, Some(Uid::from_raw(uid)), None)
+        .map_err(|errno| Error::new("give a socket to another user", errno))
 }
 
 /// Where a TCP or UDP socket is bound.
@@ -84,11 +97,9 @@ fn bind_in_group(
 ) -> rustix::io::Result<OwnedFd> {
     let socket = new_tcp(address, only_v6)?;
     sockopt::set_socket_reuseport(&socket, true)?;
-    if let Some(owner) =
-        owner.filter(|uid| rustix::fs::fstat(&socket).map(|it| it.st_uid) != Ok(*uid))
-    {
-        // A group is of one uid, and that is the file's.
-        rustix::fs::fchown(&socket, Some(rustix::fs::Uid::from_raw(owner)), None)?;
+    // Before the bind, which compares.
+    if let Some(owner) = owner {
+        rustix::fs::fchown(&socket, Some(Uid::from_raw(owner)), None)?;
     }
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
@@ -304,6 +315,26 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert!(!listens_at_unix(&socket, &path), "nobody can reach it");
         assert!(!listens_at_tcp(&std::fs::File::open("/dev/null").unwrap().into(), own));
+    }
+
+    #[test]
+    fn a_group_is_of_one_user_and_can_be_given_to_another() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: a_group_is_of_one_user_and_can_be_given_to_another: needs root");
+            return;
+        }
+        let first = found_group(SocketAddr::from(([127, 0, 0, 1], 0)), false).unwrap();
+        let second = join_group(first.as_fd()).unwrap();
+        let address = address_of(first.as_fd()).unwrap();
+        let bind_as = |uid| bind_in_group(address, false, Some(uid));
+        assert_eq!(bind_as(65534).unwrap_err(), Errno::ADDRINUSE);
+        set_owner(first.as_fd(), 65534).unwrap();
+        assert_eq!(bind_as(65534).unwrap_err(), Errno::ADDRINUSE, "the second is another's");
+        set_owner(second.as_fd(), 65534).unwrap();
+        drop(bind_as(65534).unwrap());
+        assert_eq!(bind_as(0).unwrap_err(), Errno::ADDRINUSE);
+        let third = join_group(second.as_fd()).unwrap();
+        assert_eq!(owner(third.as_fd()).unwrap(), 65534);
     }
 
     fn errno(result: Result<OwnedFd>) -> i32 {

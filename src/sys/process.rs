@@ -321,12 +321,17 @@ pub fn pidfd_open(pid: u32) -> Result<OwnedFd> {
 }
 
 /// A socket that another process holds: a dup of the first of its fds that is one. `None` where it
-/// holds it no more. It takes the right to trace that process.
+/// holds it no more, or is gone. It takes the right to trace that process.
 pub fn fetch_socket(pid: u32, inode: u64) -> Result<Option<OwnedFd>> {
     let doing = "fetch a socket of the app";
     // First the process, so that what is found by its number is of it and no other.
-    let pidfd = pidfd_open(pid)?;
-    let Some(fd) = procfs::socket_fd(pid, inode)? else { return Ok(None) };
+    let found = pidfd_open(pid).and_then(|pidfd| Ok((pidfd, procfs::socket_fd(pid, inode)?)));
+    let (pidfd, fd) = match found {
+        Ok((pidfd, Some(fd))) => (pidfd, fd),
+        Ok((_, None)) => return Ok(None),
+        Err(error) if matches!(error.errno(), libc::ESRCH | libc::ENOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let flags = rustix::process::PidfdGetfdFlags::empty();
     match rustix::process::pidfd_getfd(pidfd, fd, flags) {
         // By now it may be another file.
@@ -469,7 +474,7 @@ mod tests {
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(fetch_socket(child.id(), inode).is_err_and(|error| error.errno() == libc::ESRCH));
+        assert!(fetch_socket(child.id(), inode).unwrap().is_none());
         // It listens on though the process is gone.
         let client = std::net::TcpStream::connect(address).unwrap();
         let (_, from) = std::net::TcpListener::from(fetched).accept().unwrap();

@@ -239,6 +239,30 @@ fn a_client_keeps_its_slot_while_others_come_and_go() {
 }
 
 #[test]
+fn instances_that_bind_by_themselves_become_another_user() {
+    let test = "instances_that_bind_by_themselves_become_another_user";
+    let Some(way) = ways(test).into_iter().find(|(way, _)| *way == "bind") else { return };
+    let port = free_port();
+    let app = start("users", way, port, 2, "user = \"nobody\"\ncwd = \"/\"\n");
+    if !can_steer(&app, test) {
+        return;
+    }
+    let load = Load::start(port, "/", 2);
+    for (round, user) in (2..).zip(["daemon", "root", "nobody"]) {
+        let config = bind(port, 2) + &format!("user = \"{user}\"\ncwd = \"/\"\n");
+        std::fs::write(app.setup.config_path(), config).unwrap();
+        load.more(10);
+        app.command("reload", &[]);
+        app.state("all run the release", |state| {
+            (0..2).all(|slot| state.number(slot, "release") == round)
+        });
+    }
+    let (served, failed) = load.stop();
+    assert!(failed.is_empty(), "{} of {served}: {failed:?}\n{}", failed.len(), app.setup.log());
+    assert_in_turn(port, 2, &app);
+}
+
+#[test]
 fn a_rolling_reload_under_load_costs_no_request() {
     for way in ways("a_rolling_reload_under_load_costs_no_request") {
         let port = free_port();
