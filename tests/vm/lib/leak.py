@@ -1,6 +1,6 @@
 """An app that leaks at a rate: `leak.py MB-PER-SECOND LIMIT-MB [FILE]`.
 
-It serves on the socket it inherits, is online by READY=1, and ends on SIGTERM between two requests.
+It serves on PORT, is online by READY=1, and ends on SIGTERM between two requests.
 As soon as it holds LIMIT-MB it prints `crossed GENERATION MICROSECONDS MB-PER-SECOND`: the moment
 (CLOCK_REALTIME) just before the step that took it there, and the rate until then.
 
@@ -127,7 +127,9 @@ def main():
     signal.set_wakeup_fd(wake.fileno())
     signal.signal(signal.SIGTERM, lambda *_: None)
     threading.Thread(target=leak, args=(rate, limit, path, started), daemon=True).start()
-    listener = socket.socket(fileno=3)
+    listener = socket.create_server(
+        ("", int(os.environ["PORT"])), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True
+    )
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
     serve(listener, ending)
