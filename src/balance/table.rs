@@ -69,7 +69,8 @@ pub fn counter(kind: u32, index: u16) -> u32 {
 }
 
 /// The order by which a client stays with its slot: of those that are ready, by a key that a slot
-/// keeps and their indices, a place for each of 512 kinds of addresses. Empty where nobody is ready.
+/// keeps and their indices, a place for each of 512 kinds of addresses. Empty where nobody is
+/// ready.
 ///
 /// A place belongs to the key with the highest score for it. So a slot that goes away leaves its
 /// places to the others and moves none of theirs; and it has the same ones again when it comes
