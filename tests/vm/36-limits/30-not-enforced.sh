@@ -14,6 +14,8 @@ demo web 10000 2 <<'S'
 memory_max = "100M"
 tasks_max = 60
 S
+# Without groups there is no hook at bind either.
+sed -i 's/^port = /listen = /' /etc/pmr/web.toml
 
 # said KEYS REASON: everywhere where somebody may look.
 said() {

@@ -11,7 +11,7 @@ test_cleanup() {
 mkdir "$elsewhere"
 app web <<S
 command = ["/bin/sh", "-c", "echo \$\$ >$elsewhere/cgroup.procs && exec pmr demo-backend"]
-port = 10000
+listen = 10000
 instances = 2
 exec_mode = "cluster"
 ready = "exec"
