@@ -12,6 +12,16 @@ use crate::policy::{Generation, SlotId};
 use crate::sys::listen::Queue;
 use crate::sys::{Error, listen};
 
+/// A client whose handshake is not done when its socket is taken out of the table, or when those in
+/// the parking socket are moved on, comes into the queue of that socket afterwards. So often it is
+/// looked whether one did: a handshake that takes longer than this is a bad one already,
+const LATE_LOOK_MS: u64 = 100;
+const LATE_MS: u64 = 3000;
+/// and then so often, until the kernel has given up all of that time (`tcp_synack_retries` of 5:
+/// 63 s).
+const LATER_LOOK_MS: u64 = 1000;
+const LATER_MS: u64 = 64_000;
+
 /// One address.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -27,6 +37,13 @@ pub(super) struct Place {
     published: Published,
     /// Who of them does not accept.
     watch: Watch<Generation>,
+    /// Who has a socket here and serves, as far as the core knows.
+    serving: BTreeSet<Generation>,
+    /// Who did before, and how many waited for it at the last look.
+    leavers: BTreeMap<Generation, u64>,
+    /// Since when clients need not wait any more.
+    served_since_ms: u64,
+    looked_at_ms: u64,
 }
 
 /// What a table is made of: sockets, each with a number that its slot keeps.
@@ -62,6 +79,10 @@ impl Place {
             members: BTreeMap::new(),
             published: Published::default(),
             watch: Watch::default(),
+            serving: BTreeSet::new(),
+            leavers: BTreeMap::new(),
+            served_since_ms: 0,
+            looked_at_ms: 0,
         }
     }
 
@@ -149,6 +170,7 @@ impl Place {
     /// Ends the sockets of an instance that nobody accepts from any more: whoever waits in them
     /// moves on to the others, though the keeper still holds copies.
     pub(super) fn close(&mut self, generation: Generation) {
+        self.leavers.remove(&generation);
         for member in self.members.remove(&generation).unwrap_or_default() {
             listen::silence(&member.socket);
             if let Some(steering) = &mut self.steering {
@@ -201,7 +223,12 @@ impl Place {
 
     /// Has new connections go to these instances, in this order and in turn or by the client's
     /// address, and moves those to them that have waited while nobody served.
-    pub(super) fn publish(&mut self, serving: &[(SlotId, Generation)]) -> Result<(), Error> {
+    pub(super) fn publish(
+        &mut self,
+        now: u64,
+        serving: &[(SlotId, Generation)],
+    ) -> Result<(), Error> {
+        self.note_leavers(serving);
         let Some(steering) = &self.steering else { return Ok(()) };
         let serve = serving.iter().filter(|(_, generation)| !self.watch.is_out(*generation));
         let sockets = serve.filter_map(|(slot, generation)| {
@@ -214,6 +241,10 @@ impl Place {
             return Ok(());
         }
         steering.publish(&next.order());
+        if !self.is_served() {
+            self.served_since_ms = now;
+            self.looked_at_ms = now;
+        }
         self.published = next;
         self.unpark()
     }
@@ -229,9 +260,36 @@ impl Place {
         }
     }
 
+    fn note_leavers(&mut self, serving: &[(SlotId, Generation)]) {
+        let serving: BTreeSet<Generation> = serving
+            .iter()
+            .map(|(_, generation)| *generation)
+            .filter(|generation| self.has(*generation))
+            .collect();
+        let left: Vec<Generation> = self.serving.difference(&serving).copied().collect();
+        for generation in
+            left.into_iter().filter(|generation| self.members.contains_key(generation))
+        {
+            self.leavers.insert(generation, 0);
+        }
+        self.leavers.retain(|generation, _| !serving.contains(generation));
+        self.serving = serving;
+    }
+
     /// When to look at the queues; the last one is never taken out, so of one it is not asked.
     pub(super) fn next_look_ms(&self) -> Option<u64> {
-        (self.is_steered() && self.members.len() > 1).then(|| self.watch.next_look_ms())
+        if !self.is_steered() {
+            return None;
+        }
+        let several = (self.members.len() > 1).then(|| self.watch.next_look_ms());
+        let served_ms = self.looked_at_ms.saturating_sub(self.served_since_ms);
+        let wait = if !self.leavers.is_empty() || self.is_served() && served_ms < LATE_MS {
+            Some(LATE_LOOK_MS)
+        } else {
+            (self.is_served() && served_ms < LATER_MS).then_some(LATER_LOOK_MS)
+        };
+        let late = wait.map(|wait| self.looked_at_ms.saturating_add(wait));
+        several.into_iter().chain(late).min()
     }
 
     /// Looks who accepts; takes those out that do not, with the connections that wait for them.
@@ -243,15 +301,37 @@ impl Place {
         let samples: Vec<Sample<Generation>> =
             serving.iter().filter_map(|(_, generation)| self.sample(*generation)).collect();
         let verdicts = self.watch.look(now, &samples);
-        self.publish(serving)?;
-        let Some(steering) = &self.steering else { return Ok(verdicts) };
-        let moved = verdicts.out.iter().chain(&verdicts.late);
-        for member in moved.filter_map(|generation| self.members.get(generation)).flatten() {
-            steering.move_queue(member.index, member.socket.as_fd())?;
+        self.looked_at_ms = now;
+        self.publish(now, serving)?;
+        for generation in verdicts.out.iter().chain(&verdicts.late) {
+            self.move_queues(*generation)?;
         }
-        // Whoever met a table that named somebody who was gone already.
+        self.move_late()?;
+        // Whoever met a table that named somebody who was gone already, and who came late.
         self.unpark()?;
         Ok(verdicts)
+    }
+
+    /// Moves those on who came to somebody who leaves, and wait there since the last look.
+    fn move_late(&mut self) -> Result<(), Error> {
+        if !self.is_served() {
+            return Ok(());
+        }
+        for (generation, before) in std::mem::take(&mut self.leavers) {
+            let queued = self.queued(generation);
+            let stands_still = before > 0 && queued >= before;
+            self.leavers.insert(generation, if stands_still { 0 } else { queued });
+            if stands_still {
+                self.move_queues(generation)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn move_queues(&self, generation: Generation) -> Result<(), Error> {
+        let Some(steering) = &self.steering else { return Ok(()) };
+        let mut members = self.members.get(&generation).into_iter().flatten();
+        members.try_for_each(|member| steering.move_queue(member.index, member.socket.as_fd()))
     }
 }
 
@@ -279,3 +359,6 @@ impl Member {
         listen::queue(&self.socket).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests;

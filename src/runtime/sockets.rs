@@ -361,8 +361,12 @@ impl Sockets {
     }
 
     /// Has new connections go to these instances, in this order and in turn.
-    pub(super) fn publish(&mut self, serving: &[(SlotId, Generation)]) -> Result<(), Error> {
-        self.places.values_mut().try_for_each(|place| place.publish(serving))
+    pub(super) fn publish(
+        &mut self,
+        now: u64,
+        serving: &[(SlotId, Generation)],
+    ) -> Result<(), Error> {
+        self.places.values_mut().try_for_each(|place| place.publish(now, serving))
     }
 
     /// When to look at the queues.

@@ -51,7 +51,7 @@ impl Runtime {
     /// Has new connections go to whoever the core says is serving.
     pub(super) fn steer(&mut self) {
         let serving = self.policy.serving();
-        if let Err(error) = self.sockets.publish(&serving) {
+        if let Err(error) = self.sockets.publish(clock::now(), &serving) {
             self.warn(&error.to_string());
         }
     }

@@ -117,3 +117,15 @@ pub(crate) fn notify(path: &std::path::Path, text: &str) -> std::io::Result<()> 
     let socket = std::os::unix::net::UnixDatagram::unbound()?;
     socket.send_to(text.as_bytes(), path).map(drop)
 }
+
+/// Has a listening socket take a handshake as done when the client has said something only
+/// (`TCP_DEFER_ACCEPT`): until then it is under way, as over a slow network.
+pub(crate) fn delay_handshakes(socket: std::os::fd::BorrowedFd<'_>) {
+    let seconds: libc::c_int = 60;
+    let size = libc::socklen_t::try_from(size_of_val(&seconds)).unwrap();
+    let (value, option) = ((&raw const seconds).cast(), libc::TCP_DEFER_ACCEPT);
+    // SAFETY: setsockopt(2) reads an int of this size.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, value, size) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
