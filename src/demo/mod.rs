@@ -105,7 +105,8 @@ pub fn config(executable: &Path, port: u16, instances: u16) -> String {
         r#"# The app of `pmr demo`: a backend that can fail in every way.
 command = [{executable}, "demo-backend"]
 instances = {instances}
-exec_mode = "cluster"    # all instances behind one port
+# An app that binds its port by itself would have `port = {port}` here.
+listen = {port}           # one port for all, which they inherit
 ready = "exec"           # online as soon as the program runs
 
 max_restarts = 10        # so many short lives in a row, and the slot is `errored`
