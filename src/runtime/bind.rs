@@ -2,16 +2,17 @@
 //! they listen with is found and fetched.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::balance::choice::{Adapter, Machine, Permit};
 use crate::balance::program;
 use crate::keeper::protocol::ToKeeper;
 use crate::policy::{Event, Fact, Generation};
 use crate::spec::{ListenAddress, Readiness};
-use crate::sys::{Error, bpf, clock, diag, process, procfs};
+use crate::sys::{Error, bpf, clock, diag, listen, process, procfs};
 
 use super::Runtime;
+use super::instances::Instance;
 use super::level::Level;
 use super::release::Release;
 use super::sockets::Sockets;
@@ -157,6 +158,23 @@ impl Runtime {
         }
     }
 
+    /// That nobody but this app listens where an instance does. The hooks of two apps on one port
+    /// would have them share it, without either of them knowing.
+    fn check_alone(&self, socket: BorrowedFd<'_>, own: &BTreeSet<u64>) -> Result<(), Error> {
+        let address = listen::address_of(socket)?;
+        let pids = self.instances.values().flat_map(Instance::pids);
+        let held: BTreeSet<u64> = pids
+            .flat_map(|pid| procfs::sockets_of(pid).unwrap_or_default())
+            .chain(own.iter().copied())
+            .collect();
+        let strangers = diag::listeners(address.port())?;
+        if strangers.iter().any(|it| it.address == address && !held.contains(&it.inode)) {
+            let source = std::io::Error::from_raw_os_error(nix::libc::EADDRINUSE);
+            return Err(Error::at("have this app alone listen at", address.to_string(), source));
+        }
+        Ok(())
+    }
+
     fn search(
         &mut self,
         generation: Generation,
@@ -202,6 +220,9 @@ impl Runtime {
         }
         // One that has opened another may have closed the one before.
         self.sockets.drop_closed(generation, &held);
+        for socket in found.iter().flatten() {
+            self.check_alone(socket.as_fd(), own)?;
+        }
         for socket in found.into_iter().flatten() {
             self.sockets.take_bound(generation, &release, socket, &mut self.keeper)?;
         }

@@ -322,3 +322,20 @@ fn without_bpf_instances_share_a_queue_or_the_app_is_refused_with_what_can_be_do
     app.online(1);
     get(port, "/").unwrap();
 }
+
+#[test]
+fn a_second_app_on_a_port_is_told_so_and_takes_nothing_from_the_first() {
+    let test = "a_second_app_on_a_port_is_told_so_and_takes_nothing_from_the_first";
+    let port = free_port();
+    let Some(way) = ways(test).into_iter().find(|(name, _)| *name == "bind") else { return };
+    let first = start("first", way, port, 2, "");
+    if !can_steer(&first, test) {
+        return;
+    }
+    let config = bind(port, 2) + "listen_timeout = \"1s\"\nmax_restarts = 1\n";
+    let mut second = Setup::new("second").config(&config).start();
+    assert_eq!(second.wait(), 69, "{}", second.setup.log());
+    let said = second.setup.log();
+    assert!(said.contains(&format!("alone listen at [::]:{port}")), "{said}");
+    assert_in_turn(port, 2, &first);
+}
