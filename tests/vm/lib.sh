@@ -1,6 +1,6 @@
 # What the tests of tests/vm are written with. A test is a script NN-GROUP/NN-NAME.sh: it is run with
 # `set -eu`, ends with status 0 where all held, and is cleaned up after. Its head may say
-#   # deadline: SECONDS       (120)
+#   # deadline: SECONDS       (240)
 #   # systems: debian13       (all)
 # shellcheck shell=bash
 
