@@ -228,16 +228,27 @@ pub struct Holder {
     pub command: String,
 }
 
-/// The sockets that a process has open, by the numbers of their inodes.
+/// The sockets that a process has open, by the numbers of their inodes. `ENOENT` where the process
+/// is gone.
 pub fn sockets_of(pid: u32) -> Result<Vec<u64>> {
-    let directory = format!("/proc/{pid}/fd");
-    let entries =
-        std::fs::read_dir(&directory).map_err(|error| Error::at("read", &directory, error))?;
-    let inode = |entry: std::fs::DirEntry| {
+    Ok(open_sockets(pid)?.map(|(inode, _)| inode).collect())
+}
+
+/// Which fd of a process is this socket, the first where there are more. `ENOENT` where the process
+/// is gone.
+pub fn socket_fd(pid: u32, inode: u64) -> Result<Option<i32>> {
+    Ok(open_sockets(pid)?.filter(|(it, _)| *it == inode).map(|(_, fd)| fd).min())
+}
+
+/// Inode and fd of each.
+fn open_sockets(pid: u32) -> Result<impl Iterator<Item = (u64, i32)>> {
+    let path = format!("/proc/{pid}/fd");
+    let entries = std::fs::read_dir(&path).map_err(|error| Error::at("list", &path, error))?;
+    Ok(entries.filter_map(std::result::Result::ok).filter_map(|entry| {
         let link = std::fs::read_link(entry.path()).ok()?;
-        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-    };
-    Ok(entries.filter_map(std::result::Result::ok).filter_map(inode).collect())
+        let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
+        Some((inode, entry.file_name().to_str()?.parse().ok()?))
+    }))
 }
 
 /// The first port that anybody may bind: `net.ipv4.ip_unprivileged_port_start` (ip(7)), 1024 where
@@ -304,21 +315,6 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
         wild.is_unspecified() && (wild.is_ipv6() || other.is_ipv4() || other.is_unspecified())
     };
     same_port && (a_ip == b_ip || takes_all(a_ip, b_ip) || takes_all(b_ip, a_ip))
-}
-
-/// Which fd of a process is this socket, the first where there are more. `ENOENT` where the process
-/// is gone.
-pub fn socket_fd(pid: u32, inode: u64) -> Result<Option<i32>> {
-    let path = format!("/proc/{pid}/fd");
-    let entries = std::fs::read_dir(&path).map_err(|error| Error::at("list", &path, error))?;
-    let name = format!("socket:[{inode}]");
-    let of = |entry: std::io::Result<std::fs::DirEntry>| {
-        let entry = entry.ok()?;
-        let link = std::fs::read_link(entry.path()).ok()?;
-        let number = entry.file_name().to_str()?.parse().ok()?;
-        (link == Path::new(&name)).then_some(number)
-    };
-    Ok(entries.filter_map(of).min())
 }
 
 fn holds_any(pid: u32, names: &[String], links: &mut usize) -> bool {
