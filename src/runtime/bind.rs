@@ -17,7 +17,8 @@ use super::level::Level;
 use super::release::Release;
 use super::sockets::Sockets;
 
-/// The first wait for a socket after a spawn or a look, in milliseconds; each is twice as long.
+/// The first wait for a socket after a spawn, in milliseconds. Each next one is a tenth of the time
+/// that has passed since the spawn, so that no start takes much longer than it has to.
 const LOOK_MS_MIN: u64 = 5;
 
 /// The longest: an instance may open another one at any time.
@@ -42,8 +43,22 @@ struct Hook {
 /// A look for the sockets of an instance.
 #[derive(Debug)]
 struct Search {
+    since_ms: u64,
     at_ms: u64,
-    wait_ms: u64,
+    /// Why the last look failed, which is said once.
+    failure: Option<String>,
+}
+
+impl Search {
+    fn new(now: u64) -> Self {
+        Self { since_ms: now, at_ms: now.saturating_add(LOOK_MS_MIN), failure: None }
+    }
+
+    /// When to look after a look.
+    fn go_on(&mut self, now: u64) {
+        let wait = now.saturating_sub(self.since_ms) / 10;
+        self.at_ms = now.saturating_add(wait.clamp(LOOK_MS_MIN, LOOK_MS_MAX));
+    }
 }
 
 impl Binding {
@@ -120,8 +135,7 @@ impl Runtime {
             Adapter::Inherit | Adapter::Node => false,
         };
         if binds {
-            let at_ms = clock::now().saturating_add(LOOK_MS_MIN);
-            self.binding.searches.insert(generation, Search { at_ms, wait_ms: LOOK_MS_MIN });
+            self.binding.searches.insert(generation, Search::new(clock::now()));
         }
     }
 
@@ -147,40 +161,41 @@ impl Runtime {
             .filter(|(_, search)| search.at_ms <= now)
             .map(|(generation, _)| *generation)
             .collect();
-        if due.is_empty() {
-            return;
-        }
-        let own = self.sockets.inodes();
         for generation in due {
-            if let Err(error) = self.search(generation, now, &own) {
-                self.warn(&error.to_string());
+            let failure = self.search(generation, now).err().map(|error| error.to_string());
+            let Some(search) = self.binding.searches.get_mut(&generation) else { continue };
+            let before = std::mem::replace(&mut search.failure, failure.clone());
+            if let Some(failure) = failure.filter(|it| before.as_ref() != Some(it)) {
+                self.warn(&failure);
             }
         }
     }
 
     /// That nobody but this app listens where an instance does. The hooks of two apps on one port
     /// would have them share it, without either of them knowing.
-    fn check_alone(&self, socket: BorrowedFd<'_>, own: &BTreeSet<u64>) -> Result<(), Error> {
+    fn check_alone(&self, socket: BorrowedFd<'_>) -> Result<(), Error> {
         let address = listen::address_of(socket)?;
-        let pids = self.instances.values().flat_map(Instance::pids);
-        let held: BTreeSet<u64> = pids
-            .flat_map(|pid| procfs::sockets_of(pid).unwrap_or_default())
-            .chain(own.iter().copied())
-            .collect();
-        let strangers = diag::listeners(address.port())?;
-        if strangers.iter().any(|it| it.address == address && !held.contains(&it.inode)) {
-            let source = std::io::Error::from_raw_os_error(nix::libc::EADDRINUSE);
-            return Err(Error::at("have this app alone listen at", address.to_string(), source));
+        let listening = || -> Result<BTreeSet<u64>, Error> {
+            let all = diag::listeners(address.port())?;
+            Ok(all.iter().filter(|it| it.address == address).map(|it| it.inode).collect())
+        };
+        let own = self.sockets.inodes();
+        let mut strangers = listening()?;
+        strangers.retain(|inode| !own.contains(inode));
+        for pid in self.instances.values().flat_map(Instance::pids) {
+            for inode in procfs::sockets_of(pid).unwrap_or_default() {
+                strangers.remove(&inode);
+            }
         }
-        Ok(())
+        // One of an instance's that it has closed in between is nobody's now.
+        if strangers.is_empty() || strangers.is_disjoint(&listening()?) {
+            return Ok(());
+        }
+        let source = std::io::Error::from_raw_os_error(nix::libc::EADDRINUSE);
+        Err(Error::at("have this app alone listen at", address.to_string(), source))
     }
 
-    fn search(
-        &mut self,
-        generation: Generation,
-        now: u64,
-        own: &BTreeSet<u64>,
-    ) -> Result<(), Error> {
+    fn search(&mut self, generation: Generation, now: u64) -> Result<(), Error> {
         let instance = self.instances.get(&generation).filter(|instance| !instance.ended);
         let release = instance.and_then(|instance| self.releases.get(&instance.release));
         let (Some(instance), Some(release)) = (instance, release.cloned()) else {
@@ -188,9 +203,10 @@ impl Runtime {
             return Ok(());
         };
         if let Some(search) = self.binding.searches.get_mut(&generation) {
-            search.wait_ms = search.wait_ms.saturating_mul(2).min(LOOK_MS_MAX);
-            search.at_ms = now.saturating_add(search.wait_ms);
+            search.go_on(now);
         }
+        // Another instance that was looked at a moment ago has made some of these.
+        let own = self.sockets.inodes();
         let mut new = Vec::new();
         for port in ports(&release) {
             let listeners = diag::listeners(port)?;
@@ -221,7 +237,7 @@ impl Runtime {
         // One that has opened another may have closed the one before.
         self.sockets.drop_closed(generation, &held);
         for socket in found.iter().flatten() {
-            self.check_alone(socket.as_fd(), own)?;
+            self.check_alone(socket.as_fd())?;
         }
         for socket in found.into_iter().flatten() {
             self.sockets.take_bound(generation, &release, socket, &mut self.keeper)?;

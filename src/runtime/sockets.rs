@@ -411,7 +411,11 @@ impl Sockets {
             return None;
         }
         let choice = &release.choice;
-        let older = self.places.values().any(|place| !place.is_steered() && is_tcp(place));
+        let is_tcp = |address: &Address| match address {
+            Address::Tcp(_) => true,
+            Address::Unix(_) | Address::Udp(_) | Address::Descriptor(_) => false,
+        };
+        let older = self.places.iter().any(|(it, place)| !place.is_steered() && is_tcp(it));
         let steered = method(choice.spread).is_some();
         let note = (steered && older && self.unsteerable.is_none()).then(|| {
             "a socket of an older pmr is in use until the app is stopped and started".to_owned()
@@ -436,10 +440,6 @@ impl Sockets {
         }
         traffic
     }
-}
-
-fn is_tcp(place: &Place) -> bool {
-    listen::address_of(place.parking.as_fd()).is_ok()
 }
 
 /// Has a place steer, and the keeper hold its maps where that begins.

@@ -339,3 +339,20 @@ fn a_second_app_on_a_port_is_told_so_and_takes_nothing_from_the_first() {
     assert!(said.contains(&format!("alone listen at [::]:{port}")), "{said}");
     assert_in_turn(port, 2, &first);
 }
+
+#[test]
+fn instances_that_bind_at_the_same_time_are_no_strangers_to_each_other() {
+    let test = "instances_that_bind_at_the_same_time_are_no_strangers_to_each_other";
+    let Some(way) = ways(test).into_iter().find(|(name, _)| *name == "bind") else { return };
+    let port = free_port();
+    let app = start("together", way, port, 8, "max_restarts = 1000\nmin_uptime = 1\n");
+    for _ in 0..5 {
+        let before = app.online(8).pids();
+        assert!(before.iter().all(|pid| procs::signal(*pid, Signal::KILL)));
+        app.state("all are others", |state| {
+            state.pids().len() == 8 && state.pids().iter().all(|pid| !before.contains(pid))
+        });
+    }
+    app.online(8);
+    assert!(!app.setup.log().contains("alone listen"), "{}", app.setup.log());
+}
