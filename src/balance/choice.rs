@@ -18,7 +18,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::node::Channel;
-use crate::spec::{Balance, ExecMode, ListenAddress, Spec};
+use crate::spec::{Balance, ExecMode, ListenAddress, Readiness, Spec};
 use command::Command;
 
 /// How an instance gets its socket.
@@ -102,6 +102,8 @@ pub struct App<'a> {
     pub argv: &'a [String],
     /// What was asked for.
     pub balance: Balance,
+    /// Whether it is to say `ready` by Node's channel.
+    pub sends_ready: bool,
     /// How many slots there are on this machine.
     pub instances: u16,
 }
@@ -115,6 +117,7 @@ impl<'a> App<'a> {
             names_listen,
             argv: &spec.program.argv,
             balance: spec.balance,
+            sends_ready: spec.ready == Readiness::Message,
             instances,
         }
     }
@@ -153,9 +156,13 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Chooses for an app. Where instances would only find their port in use, it is refused.
+/// Chooses for an app. It is refused where instances would only find their port in use, and where
+/// they could never say that they are ready.
 pub fn choose(app: App<'_>, machine: &Machine) -> Result<Choice, Refusal> {
     let command = Command::of(app.argv);
+    if app.sends_ready && messages(&command).is_none() {
+        return Err(mute(&command));
+    }
     match app.exec_mode {
         ExecMode::Cluster if !app.listen.is_empty() => {}
         ExecMode::Cluster => return Ok(alone(&command, "there is no address to balance")),
@@ -270,6 +277,40 @@ fn shareable(
     Choice { adapter, inherits: app.names_listen, channel, spread, why, note }
 }
 
+/// Who is to send `ready` and has no channel for it.
+fn mute(command: &Command) -> Refusal {
+    let (why, mut ways) = match command {
+        Command::Launcher(words) if words != "bun" && words != "deno" => {
+            (format!("`{words}` keeps Node's channel from the app"), script_ways(words))
+        }
+        Command::Launcher(name) | Command::Other(name) => {
+            (format!("`{name}` has no channel of Node's"), Vec::new())
+        }
+        Command::Node | Command::NodeEval => ("there is no channel".to_owned(), Vec::new()),
+    };
+    ways.push("leave `wait_ready` out: then it is ready as soon as it listens".to_owned());
+    ways.push("write `ready = \"notify\"` if it sends READY=1 to NOTIFY_SOCKET".to_owned());
+    Refusal {
+        why: format!("{why}, so it can never send `ready`, which `wait_ready` asks for"),
+        ways,
+    }
+}
+
+/// What may be run in place of a launcher.
+fn script_ways(words: &str) -> Vec<String> {
+    match words {
+        "tsx" | "ts-node" | "ts-node-dev" | "ts-node-esm" | "tsnd" => vec![
+            "have node itself run the script: `command = [\"node\", \"--import\", \"tsx\", \
+             \"app.ts\"]`"
+                .to_owned(),
+        ],
+        "bun" | "deno" => Vec::new(),
+        _ => vec![format!(
+            "write as `script` the file that `{words}` has node run, as `script = \"app.js\"`"
+        )],
+    }
+}
+
 /// Why a program has to bind its port itself.
 fn itself(command: &Command) -> String {
     match command {
@@ -296,17 +337,7 @@ fn addresses(listen: &[ListenAddress]) -> String {
 fn ways(command: &Command, listen: &[ListenAddress]) -> Vec<String> {
     let mut ways = Vec::new();
     match command {
-        Command::Launcher(words) => match words.as_str() {
-            "tsx" | "ts-node" | "ts-node-dev" | "ts-node-esm" | "tsnd" => ways.push(
-                "have node itself run the script: `command = [\"node\", \"--import\", \"tsx\", \
-                 \"app.ts\"]`"
-                    .to_owned(),
-            ),
-            "bun" | "deno" => {}
-            _ => ways.push(format!(
-                "write as `script` the file that `{words}` has node run, as `script = \"app.js\"`"
-            )),
-        },
+        Command::Launcher(words) => ways.extend(script_ways(words)),
         Command::NodeEval => ways.push("put the code into a file, as `script`".to_owned()),
         Command::Node | Command::Other(_) => {}
     }
@@ -355,6 +386,7 @@ mod tests {
                 "shared" => Balance::Shared,
                 _ => Balance::RoundRobin,
             },
+            sends_ready: words.get(4) == Some(&"ready"),
             instances: words[3].parse().unwrap(),
         };
         match choose(app, &machine(steering, hook)) {
@@ -481,6 +513,31 @@ mod tests {
     }
 
     #[test]
+    fn who_can_never_send_ready_is_told_so() {
+        let ways = "leave `wait_ready` out: then it is ready as soon as it listens, or write \
+                    `ready = \"notify\"` if it sends READY=1 to NOTIFY_SOCKET";
+        let mute = |why: &str, way: &str| {
+            format!("{why}, so it can never send `ready`, which `wait_ready` asks for; {way}{ways}")
+        };
+        let npm =
+            "write as `script` the file that `npm` has node run, as `script = \"app.js\"`, or ";
+        let cases = [
+            ("cluster port turn 2 ready: node app.js", "node round-robin cluster".to_owned()),
+            ("fork none turn 1 ready: node app.js", "none none messages".to_owned()),
+            ("fork none turn 1 ready: node -e x", "none none messages".to_owned()),
+            (
+                "cluster port turn 2 ready: npm start",
+                mute("`npm` keeps Node's channel from the app", npm),
+            ),
+            ("fork none turn 1 ready: bun a.ts", mute("`bun` has no channel of Node's", "")),
+            ("fork none turn 1 ready: python3 x", mute("`python3` has no channel of Node's", "")),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(chosen(line, ALL), expected, "{line}");
+        }
+    }
+
+    #[test]
     fn reasons_are_for_a_person() {
         let why = |argv: &str, names_listen: bool| {
             let listen = [ListenAddress::Tcp("[::]:3000".parse().unwrap())];
@@ -491,6 +548,7 @@ mod tests {
                 names_listen,
                 argv: &argv,
                 balance: Balance::RoundRobin,
+                sends_ready: false,
                 instances: 2,
             };
             choose(app, &machine(true, true)).unwrap().why

@@ -273,6 +273,18 @@ impl Instance {
         }
     }
 
+    /// Whether it runs and is not ready yet.
+    pub(super) fn is_launching(&self) -> bool {
+        match self.phase {
+            Phase::Launching { .. } => true,
+            Phase::Spawning
+            | Phase::Online { .. }
+            | Phase::Draining { .. }
+            | Phase::Killing { .. }
+            | Phase::Clearing { .. } => false,
+        }
+    }
+
     /// Whether it may still become or is online.
     pub(super) fn is_wanted(&self) -> bool {
         match self.phase {

@@ -254,6 +254,12 @@ impl Policy {
         self.fleet.slots.iter().filter_map(serving).collect()
     }
 
+    /// Instances that are not ready yet.
+    pub fn launching(&self) -> Vec<Generation> {
+        let all = self.fleet.slots.iter().flat_map(Slot::instances);
+        all.filter(|instance| instance.is_launching()).map(|it| it.generation).collect()
+    }
+
     /// Instances that are online and have a memory limit.
     pub fn memory_watched(&self) -> Vec<Generation> {
         self.fleet

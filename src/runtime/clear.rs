@@ -42,6 +42,7 @@ impl Runtime {
     pub(super) fn clear(&mut self, slot: SlotId, generation: Generation, answer: bool) {
         self.forget_wire(generation);
         self.binding.forget(generation);
+        self.late.forget(generation);
         self.close_channel(generation);
         let held = self.instances.remove(&generation);
         if let Some(instance) = &held {

@@ -63,6 +63,7 @@ impl Runtime {
             text: &text,
         });
         self.tell_watchers(note);
+        self.explain(note);
     }
 
     /// Says something that is no note of the core.

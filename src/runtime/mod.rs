@@ -17,6 +17,7 @@ mod facts;
 mod handover;
 mod instances;
 mod keeper_link;
+mod late;
 mod level;
 mod limits;
 mod log;
@@ -117,6 +118,7 @@ pub(crate) struct Runtime {
     memory: memory::Memory,
     leaving: steer::Leaving,
     binding: bind::Binding,
+    late: late::Late,
     node: node::Node,
     control: control::Control,
     poll: Poll,
@@ -194,6 +196,7 @@ impl Runtime {
             memory: memory::Memory::default(),
             leaving: steer::Leaving::default(),
             binding: bind::Binding::default(),
+            late: late::Late::default(),
             node: parts.node,
             control,
             poll,

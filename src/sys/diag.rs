@@ -53,7 +53,7 @@ pub struct Listener {
     pub backlog: u32,
 }
 
-/// The sockets that listen on a port in this network namespace, at any address.
+/// The sockets that listen on a port in this network namespace, at any address; on all ports for 0.
 pub fn listeners(port: u16) -> Result<Vec<Listener>> {
     let socket = rustix::net::socket_with(
         AddressFamily::NETLINK,
@@ -148,7 +148,9 @@ fn parse(mut bytes: &[u8], port: u16, found: &mut Vec<Listener>) -> Part {
             }
             Some(SOCK_DIAG_BY_FAMILY) => {
                 // The kernel has compared the port already; nobody else's is ever taken.
-                found.extend(parse_listener(body).filter(|it| it.address.port() == port));
+                found.extend(
+                    parse_listener(body).filter(|it| port == 0 || it.address.port() == port),
+                );
             }
             _ => {}
         }
