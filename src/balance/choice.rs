@@ -4,7 +4,8 @@
 //!
 //! ```text
 //!  exec_mode = "fork" ──────────────────────────► none
-//!  Node runs the app itself ────────────────────► node     (and inherits, where `listen` is given)
+//!  Node runs the app itself ────────────────────► node     (and inherits, where `listen` is given;
+//!                                                  else what it binds itself is fetched as well)
 //!  `listen` is given ───────────────────────────► inherit
 //!  a port alone ─┬─ hook and steering permitted ► bind
 //!                ├─ one instance ───────────────► none
@@ -133,6 +134,10 @@ pub struct Choice {
     pub inherits: bool,
     /// Node's channel, and whether it makes a worker of the instance.
     pub channel: Option<Channel>,
+    /// Whether what it binds by itself is shared and fetched: always so with [`Adapter::Bind`], and
+    /// with [`Adapter::Node`] where the machine permits it.
+    #[serde(default)]
+    pub hooked: bool,
     /// How connections get to the instances.
     pub spread: Spread,
     /// Why, for a person.
@@ -196,6 +201,7 @@ pub fn choose(app: App<'_>, machine: &Machine) -> Result<Choice, Refusal> {
                 adapter: Adapter::Bind,
                 inherits: false,
                 channel,
+                hooked: true,
                 spread,
                 why,
                 note,
@@ -227,6 +233,7 @@ fn alone(command: &Command, why: &str) -> Choice {
         adapter: Adapter::None,
         inherits: false,
         channel: messages(command),
+        hooked: false,
         spread: Spread::Alone,
         why: why.to_owned(),
         note: None,
@@ -274,7 +281,14 @@ fn shareable(
             (Spread::OneQueue, Some(note))
         }
     };
-    Choice { adapter, inherits: app.names_listen, channel, spread, why, note }
+    // A worker of Node binds by itself in a thread, in a process that it starts, and where it says
+    // `exclusive`. One that inherits sockets has those to listen with.
+    let has_own = spread == Spread::InTurn || spread == Spread::ByClient;
+    let hooked = adapter == Adapter::Node
+        && !app.names_listen
+        && has_own
+        && machine.bind_hook == Permit::Yes;
+    Choice { adapter, inherits: app.names_listen, channel, hooked, spread, why, note }
 }
 
 /// Who is to send `ready` and has no channel for it.
@@ -392,13 +406,14 @@ mod tests {
         match choose(app, &machine(steering, hook)) {
             Ok(choice) => {
                 let inherits = if choice.inherits { " inherits" } else { "" };
+                let hooked = if choice.hooked { " hooked" } else { "" };
                 let channel = match choice.channel {
                     Some(Channel::Cluster) => " cluster",
                     Some(Channel::Messages) => " messages",
                     None => "",
                 };
                 let note = choice.note.map(|note| format!(" ({note})")).unwrap_or_default();
-                format!("{} {}{inherits}{channel}{note}", choice.adapter, choice.spread)
+                format!("{} {}{inherits}{hooked}{channel}{note}", choice.adapter, choice.spread)
             }
             Err(refusal) => refusal.to_string(),
         }
@@ -412,10 +427,10 @@ mod tests {
             ("fork none turn 2: npm start", "none none"),
             ("fork none turn 1: python3 app.py", "none none"),
             ("cluster none turn 2: node app.js", "none none messages"),
-            ("cluster port turn 2: node app.js", "node round-robin cluster"),
-            ("cluster port source 2: node app.js", "node source cluster"),
+            ("cluster port turn 2: node app.js", "node round-robin hooked cluster"),
+            ("cluster port source 2: node app.js", "node source hooked cluster"),
             ("cluster port shared 2: node app.js", "node shared cluster"),
-            ("cluster port turn 1: node app.js", "node round-robin cluster"),
+            ("cluster port turn 1: node app.js", "node round-robin hooked cluster"),
             ("cluster listen turn 2: node app.js", "node round-robin inherits cluster"),
             ("cluster listen-unix turn 2: node app.js", "node shared inherits cluster"),
             ("cluster listen turn 2: gunicorn", "inherit round-robin inherits"),
@@ -428,14 +443,14 @@ mod tests {
             ),
             ("cluster listen turn 2: npm start", "inherit round-robin inherits"),
             ("cluster listen turn 2: node -e x", "inherit round-robin inherits messages"),
-            ("cluster port turn 2: python3 app.py", "bind round-robin"),
-            ("cluster port source 2: npm start", "bind source"),
-            ("cluster port turn 2: node --watch app.js", "bind round-robin"),
-            ("cluster port turn 2: node -e x", "bind round-robin messages"),
+            ("cluster port turn 2: python3 app.py", "bind round-robin hooked"),
+            ("cluster port source 2: npm start", "bind source hooked"),
+            ("cluster port turn 2: node --watch app.js", "bind round-robin hooked"),
+            ("cluster port turn 2: node -e x", "bind round-robin hooked messages"),
             (
                 "cluster port shared 2: ./server",
-                "bind round-robin (`balance = \"shared\"` has no effect where each instance binds \
-                 a socket of its own)",
+                "bind round-robin hooked (`balance = \"shared\"` has no effect where each instance \
+                 binds a socket of its own)",
             ),
         ];
         for (line, expected) in cases {
@@ -522,7 +537,10 @@ mod tests {
         let npm =
             "write as `script` the file that `npm` has node run, as `script = \"app.js\"`, or ";
         let cases = [
-            ("cluster port turn 2 ready: node app.js", "node round-robin cluster".to_owned()),
+            (
+                "cluster port turn 2 ready: node app.js",
+                "node round-robin hooked cluster".to_owned(),
+            ),
             ("fork none turn 1 ready: node app.js", "none none messages".to_owned()),
             ("fork none turn 1 ready: node -e x", "none none messages".to_owned()),
             (

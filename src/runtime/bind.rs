@@ -98,11 +98,11 @@ fn ports(release: &Release) -> Vec<u16> {
 impl Runtime {
     /// Before an instance is spawned that binds by itself: has it share its port.
     pub(super) fn hook_binds(&mut self, release: &Release) -> Result<(), Error> {
-        if release.choice.adapter != Adapter::Bind {
+        if !release.choice.hooked {
             return Ok(());
         }
         self.sockets.give_to_user(release, self.releases.values())?;
-        let bound = self.releases.values().filter(|it| it.choice.adapter == Adapter::Bind);
+        let bound = self.releases.values().filter(|it| it.choice.hooked);
         let wanted: BTreeSet<u16> = bound.flat_map(ports).collect();
         let wanted: Vec<u16> = wanted.into_iter().collect();
         if self.binding.hook.as_ref().is_some_and(|hook| hook.ports == wanted) {
@@ -131,8 +131,10 @@ impl Runtime {
     pub(super) fn look_for_sockets(&mut self, generation: Generation, release: &Release) {
         let binds = match release.choice.adapter {
             Adapter::Bind => true,
+            // Until it is given one.
+            Adapter::Node => release.choice.hooked && !self.sockets.has_any(generation),
             Adapter::None => release.spec.ready == Readiness::Listen,
-            Adapter::Inherit | Adapter::Node => false,
+            Adapter::Inherit => false,
         };
         if binds {
             self.binding.searches.insert(generation, Search::new(clock::now()));

@@ -147,18 +147,22 @@ impl Runtime {
         match what {
             Do::Ask { id, wanted } => self.answer_worker(generation, id, &wanted),
             Do::Listening { address, given } => {
-                if !given {
+                let release = self.release_of(generation);
+                let is_at_home = |release: &Release| address.is_readiness(&release.spec.listen);
+                let is_fetched =
+                    release.is_some_and(|release| release.choice.hooked && is_at_home(release));
+                let is_ready = release.is_some_and(|release| {
+                    release.spec.ready == Readiness::Listen && is_at_home(release)
+                });
+                if given && is_fetched {
+                    self.binding.forget(generation);
+                } else if !given && !is_fetched {
                     let text = format!(
                         "generation {generation} listens at {address} with a socket of its own: \
                          it is not balanced"
                     );
                     self.warn(&text);
                 }
-                let release = self.release_of(generation);
-                let is_ready = release.is_some_and(|release| {
-                    release.spec.ready == Readiness::Listen
-                        && address.is_readiness(&release.spec.listen)
-                });
                 if is_ready {
                     self.events.push_back(Event::Fact(ready));
                 }

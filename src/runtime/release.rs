@@ -241,6 +241,7 @@ fn inherited(spec: &Spec) -> Choice {
         adapter: if shares { Adapter::Inherit } else { Adapter::None },
         inherits: shares,
         channel: None,
+        hooked: false,
         spread: if shares { Spread::OneQueue } else { Spread::Alone },
         why: "chosen by an older pmr".to_owned(),
         note: None,

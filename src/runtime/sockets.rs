@@ -341,6 +341,11 @@ impl Sockets {
         }
     }
 
+    /// Whether an instance has a socket of its own anywhere.
+    pub(super) fn has_any(&self, generation: Generation) -> bool {
+        self.places.values().any(|place| place.has(generation))
+    }
+
     /// Where an instance has sockets of its own.
     pub(super) fn addresses_of(&self, generation: Generation) -> Vec<Address> {
         let places = self.places.iter().filter(|(_, place)| place.has(generation));
