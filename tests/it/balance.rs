@@ -279,7 +279,7 @@ fn a_rolling_reload_under_load_costs_no_request() {
 }
 
 /// Without the rights that bpf(2) takes: `CAP_NET_ADMIN`, `CAP_SYS_ADMIN` and `CAP_BPF`.
-const WITHOUT_BPF: [&str; 5] = [
+pub(crate) const WITHOUT_BPF: [&str; 5] = [
     "setpriv",
     "--bounding-set",
     "-net_admin,-sys_admin,-cap_39",

@@ -38,7 +38,11 @@ mod journal;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
+mod node_apps;
+#[cfg(test)]
 mod node_protocol;
+#[cfg(test)]
+mod nodes;
 #[cfg(test)]
 mod procs;
 #[cfg(test)]

