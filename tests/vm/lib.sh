@@ -93,6 +93,33 @@ demo() {
     } | app "$1"
 }
 
+# balanced WAY INSTANCES: app web behind port 10000, whose instances get their sockets this way
+# (inherit, bind, node), with more lines of config from stdin. It is started.
+balanced() {
+    WAY=$1
+    {
+        case $1 in
+            inherit) printf 'command = ["/usr/bin/pmr", "demo-backend"]\nlisten = 10000\n' ;;
+            bind) printf 'command = ["/usr/bin/pmr", "demo-backend"]\nport = 10000\n' ;;
+            # A node may take longer to start than an app may usually.
+            node) printf 'script = "/vm/lib/server.js"\nport = 10000\nlisten_timeout = "120s"\n' ;;
+        esac
+        printf 'instances = %s\nstable_for = "100ms"\n' "$2"
+        cat
+    } | app web
+    systemctl start pmr@web
+    wait_for 120 "all are online" online web "$2"
+    matches "describe" "$(pmr describe web)" "adapter +$1:"
+    matches "describe" "$(pmr describe web)" 'balance +round-robin, steered by the kernel'
+}
+
+# clients COMMAND ARGUMENTS...: those of lib/clients.py, on the app of `balanced`; they say what is wrong.
+clients() {
+    local command=$1
+    shift
+    WAY=$WAY holds "$command" python3 /vm/lib/clients.py "$command" 10000 "$@"
+}
+
 show() { systemctl show -P "$2" "pmr@$1.service"; }
 is() { [ "$(show "$1" "$2")" = "$3" ]; }
 keeper() { show "$1" MainPID; }
@@ -246,7 +273,6 @@ decision_figures() {
     local generation moment decided rate longest=0 slowest=1000000 count=0 all
     all=$(decisions)
     while read -r generation moment rate; do
-       
         [ "$rate" -ge "$slowest" ] || slowest=$rate
         decided=$(sed -n "s/^$generation //p" <<<"$all")
         [ -n "$decided" ] || continue
