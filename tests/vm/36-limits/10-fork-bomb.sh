@@ -11,7 +11,7 @@ systemctl start pmr@bomb
 group=$(unit_group bomb)
 instance=$(echo "$group"/i-0.*)
 equal "pids.max" "$(cat "$instance/pids.max")" 40
-wait_for 30 "forks are refused" grep -qE '^max [1-9]' "$instance/pids.events"
+wait_for 60 "forks are refused" grep -qE '^max [1-9]' "$instance/pids.events"
 at_most "tasks" "$(cat "$instance/pids.current")" 40
 holds "the neighbour serves" serves 10000
 step "stop"
