@@ -1,6 +1,7 @@
 //! Node apps as people write them, under `pmr run` and each version of Node: two instances behind
-//! one port take turns exactly, and do so again after one of them was killed. What cannot be
-//! balanced is refused with a sentence that says why and what to do.
+//! one port take turns exactly, and do so again after one of them was killed; with one version after
+//! the supervisor was killed too. What cannot be balanced is refused with a sentence that says why
+//! and what to do.
 //!
 //! The apps are in `tests/fixtures/node-apps`, and read nothing but `PORT`.
 
@@ -10,7 +11,7 @@ use crate::app::free_port;
 use crate::balance::WITHOUT_BPF;
 use crate::load::get;
 use crate::procs;
-use rig::{BIND, Case, NODE, Running, with_apps, with_each_version};
+use rig::{Answers, BIND, Case, NODE, Running, with_apps, with_each_version};
 
 #[test]
 fn plain_http() {
@@ -87,20 +88,21 @@ fn https_with_sessions_that_both_take_up() {
         let (first, others) = hows.split_first().unwrap();
         assert_eq!(*first, "full", "{answers:?}");
         assert!(others.iter().all(|how| *how == "resumed"), "{answers:?}");
-        answers.iter().map(|it| it.rsplit_once(' ').unwrap().0.to_owned()).collect()
+        let who = answers.iter().map(|it| it.rsplit_once(' ').unwrap().0.to_owned());
+        Answers::in_turn(who.collect())
     };
     with_each_version(test, &Case { runs: "script = 'https.js'", ask, ..NODE });
 }
 
 #[test]
 fn http2_sessions() {
-    let ask = |running: &Running, count| running.client("http2.js", count);
+    let ask = |running: &Running, count| Answers::in_turn(running.client("http2.js", count));
     with_each_version("http2_sessions", &Case { runs: "script = 'http2.js'", ask, ..NODE });
 }
 
 #[test]
 fn websockets() {
-    let ask = |running: &Running, count| running.client("ws.js", count);
+    let ask = |running: &Running, count| Answers::in_turn(running.client("ws.js", count));
     with_each_version("websockets", &Case { runs: "script = 'ws.js'", ask, ..NODE });
 }
 
@@ -109,7 +111,7 @@ fn a_port_that_the_kernel_chooses() {
     let ask = |running: &Running, count| {
         let ports: Vec<String> = (0..4).map(|_| get(running.port, "/").unwrap()).collect();
         assert!(ports.iter().all(|port| *port == ports[0]), "each has its own: {ports:?}");
-        running.ask(ports[0].parse().unwrap(), count)
+        Answers::in_turn(running.ask(ports[0].parse().unwrap(), count))
     };
     let test = "a_port_that_the_kernel_chooses";
     with_each_version(test, &Case { runs: "script = 'any-port.js'", ask, ..NODE });
@@ -117,29 +119,30 @@ fn a_port_that_the_kernel_chooses() {
 
 #[test]
 fn two_ports() {
-    let ask = |running: &Running, count| {
-        running.assert_in_turn(&running.ask(running.second, count));
-        running.ask(running.port, count)
+    let ask = |running: &Running, count| Answers {
+        in_turn: [running.second, running.port].map(|port| running.ask(port, count)).to_vec(),
+        by_any: Vec::new(),
     };
     with_each_version("two_ports", &Case { runs: "script = 'two-ports.js'", ask, ..NODE });
 }
 
 #[test]
 fn a_unix_socket() {
-    let ask = |running: &Running, count| (0..count).map(|_| running.ask_unix()).collect();
+    let ask = |running: &Running, count| Answers {
+        in_turn: Vec::new(),
+        by_any: (0..count).map(|_| running.ask_unix()).collect(),
+    };
     let runs = "script = 'unix.js'\nlisten = 'DIRECTORY/app.sock'";
-    let case = Case { runs, ask, shares_queue: true, ..NODE };
-    with_each_version("a_unix_socket", &case);
+    with_each_version("a_unix_socket", &Case { runs, ask, ..NODE });
 }
 
 #[test]
 fn datagrams() {
-    let ask = |running: &Running, count| {
-        running.assert_in_turn(&running.ask(running.port, count));
-        (0..count).map(|_| running.ask_udp()).collect()
+    let ask = |running: &Running, count| Answers {
+        in_turn: vec![running.ask(running.port, count)],
+        by_any: (0..count).map(|_| running.ask_udp()).collect(),
     };
-    let case = Case { runs: "script = 'udp.js'", ask, shares_queue: true, ..NODE };
-    with_each_version("datagrams", &case);
+    with_each_version("datagrams", &Case { runs: "script = 'udp.js'", ask, ..NODE });
 }
 
 #[test]

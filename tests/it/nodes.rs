@@ -35,6 +35,11 @@ impl Node {
         Some(Self { major, minor, binary: binary.to_owned() })
     }
 
+    /// Whether it is the one of this machine.
+    pub(crate) fn is_installed(&self) -> bool {
+        self.binary.is_relative()
+    }
+
     /// Its directory, and those of PATH.
     pub(crate) fn path(&self) -> std::ffi::OsString {
         let path = std::env::var_os("PATH").unwrap_or_default();
