@@ -1,7 +1,7 @@
-//! Node apps as people write them, under `pmr run` and each version of Node: two instances behind
-//! one port take turns exactly, and do so again after one of them was killed; with one version after
-//! the supervisor was killed too. What cannot be balanced is refused with a sentence that says why
-//! and what to do.
+//! Node apps as people write them, under `pmr run` and each version of Node, and some under Bun and
+//! Deno: two instances behind one port take turns exactly, and do so again after one of them was
+//! killed; with one version after the supervisor was killed too. What cannot be balanced is refused
+//! with a sentence that says why and what to do.
 //!
 //! The apps are in `tests/fixtures/node-apps`, and read nothing but `PORT`.
 
@@ -11,7 +11,7 @@ use crate::app::free_port;
 use crate::balance::WITHOUT_BPF;
 use crate::load::get;
 use crate::procs;
-use rig::{Answers, BIND, Case, NODE, Running, with_apps, with_each_version};
+use rig::{Answers, BIND, Case, NODE, Running, with_apps, with_bun, with_deno, with_each_version};
 
 #[test]
 fn plain_http() {
@@ -185,6 +185,28 @@ fn a_server_in_another_process() {
 #[test]
 fn an_exclusive_listener() {
     with_each_version("an_exclusive_listener", &Case { runs: "script = 'exclusive.js'", ..NODE });
+}
+
+#[test]
+fn nodes_server_in_bun() {
+    with_bun("nodes_server_in_bun", &Case { runs: "command = ['bun', 'http.js']", ..BIND });
+}
+
+#[test]
+fn buns_own_server() {
+    with_bun("buns_own_server", &Case { runs: "command = ['bun', 'serve-bun.ts']", ..BIND });
+}
+
+#[test]
+fn nodes_server_in_deno() {
+    let runs = "command = ['deno', 'run', '-A', 'esm.mjs']";
+    with_deno("nodes_server_in_deno", &Case { runs, ..BIND });
+}
+
+#[test]
+fn denos_own_server() {
+    let runs = "command = ['deno', 'run', '-A', 'serve-deno.ts']";
+    with_deno("denos_own_server", &Case { runs, ..BIND });
 }
 
 /// What goes wrong, and what is to be said of it in one line.

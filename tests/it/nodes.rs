@@ -70,6 +70,17 @@ pub(crate) fn all(test: &str) -> Vec<Node> {
     nodes.into_values().collect()
 }
 
+/// What runs apps of Node and is none, by its file there; where it is missing, the test is skipped
+/// aloud.
+pub(crate) fn other(test: &str, file: &str) -> Option<Node> {
+    let binary = cache().join(file);
+    if binary.is_file() {
+        return Some(Node { major: 0, minor: 0, binary });
+    }
+    procs::skip(test, &format!("there is no {file}"));
+    None
+}
+
 /// Where the packages are; where they are missing or others, the test is skipped aloud.
 pub(crate) fn packages(test: &str) -> Option<PathBuf> {
     let apps = cache().join("apps");

@@ -90,15 +90,31 @@ pub(super) struct Running {
 
 /// Tries a case with each version of Node that there is and that can run it.
 pub(super) fn with_each_version(test: &str, case: &Case) {
+    with_each(test, case, nodes::all(test));
+}
+
+/// Tries a case with Bun.
+pub(super) fn with_bun(test: &str, case: &Case) {
+    let bun = nodes::other(test, "bun/node_modules/@oven/bun-linux-x64/bin/bun");
+    with_each(test, case, bun.into_iter().collect());
+}
+
+/// Tries a case with Deno.
+pub(super) fn with_deno(test: &str, case: &Case) {
+    let deno = nodes::other(test, "deno/node_modules/@deno/linux-x64-glibc/deno");
+    with_each(test, case, deno.into_iter().collect());
+}
+
+fn with_each(test: &str, case: &Case, nodes: Vec<Node>) {
     if !procs::is_root() || procs::own_cgroup().is_none() {
         return procs::skip(test, "a hook at bind takes root and a cgroup");
     }
     let Some(packages) = nodes::packages(test) else { return };
-    for node in nodes::all(test) {
+    for node in nodes {
         if !(case.knows)((node.major, node.minor)) {
             continue;
         }
-        eprintln!("with Node {}", node.major);
+        eprintln!("with {} {}", node.binary.display(), node.major);
         let name = format!("apps-{}", node.major);
         let running = Running::start(&name, case, node, &packages);
         if running.is_steered() {
