@@ -153,7 +153,8 @@ impl Steering {
     }
 
     /// Moves all who wait in a socket that is in the array to those that are published, and puts
-    /// it back: the parking socket, or one whose instance does not accept.
+    /// it back: the parking socket, or one whose instance does not accept, and stands still
+    /// ([`listen::move_queue`]).
     pub fn move_queue(&self, index: u16, socket: BorrowedFd<'_>) -> Result<()> {
         listen::move_queue(socket)?;
         bpf::put_socket(self.sockets.as_fd(), index, socket)

@@ -153,6 +153,8 @@ pub(super) fn adopt(
     let generation = Generation(child.generation);
     let mut take = |kind| fds.remove(&fd_name(kind, generation));
     let group = child.will.cgroup.as_ref().and_then(|path| Group::open(path).ok());
+    // An earlier supervisor may have died while it held it.
+    group.as_ref().map(Group::thaw).transpose().unwrap_or_default();
     let instance = Instance {
         slot: SlotId(child.slot),
         release: ReleaseId(child.release),

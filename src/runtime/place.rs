@@ -62,6 +62,14 @@ impl Published {
     }
 }
 
+/// What a look has found.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) verdicts: Verdicts<Generation>,
+    /// Whose queues are to be moved.
+    pub(super) stuck: Vec<Generation>,
+}
+
 /// A socket of an instance.
 #[derive(Debug)]
 struct Member {
@@ -292,43 +300,42 @@ impl Place {
         several.into_iter().chain(late).min()
     }
 
-    /// Looks who accepts; takes those out that do not, with the connections that wait for them.
+    /// Looks who accepts, and takes those out that do not.
     pub(super) fn look(
         &mut self,
         now: u64,
         serving: &[(SlotId, Generation)],
-    ) -> Result<Verdicts<Generation>, Error> {
+    ) -> Result<Look, Error> {
         let samples: Vec<Sample<Generation>> =
             serving.iter().filter_map(|(_, generation)| self.sample(*generation)).collect();
         let verdicts = self.watch.look(now, &samples);
         self.looked_at_ms = now;
         self.publish(now, serving)?;
-        for generation in verdicts.out.iter().chain(&verdicts.late) {
-            self.move_queues(*generation)?;
-        }
-        self.move_late()?;
+        let mut stuck: Vec<Generation> =
+            verdicts.out.iter().chain(&verdicts.late).copied().collect();
+        stuck.extend(self.late_at_leavers());
         // Whoever met a table that named somebody who was gone already, and who came late.
         self.unpark()?;
-        Ok(verdicts)
+        Ok(Look { verdicts, stuck })
     }
 
-    /// Moves those on who came to somebody who leaves, and wait there since the last look.
-    fn move_late(&mut self) -> Result<(), Error> {
+    /// Those who leave, and for whom somebody waits since the last look: who came late.
+    fn late_at_leavers(&mut self) -> Vec<Generation> {
         if !self.is_served() {
-            return Ok(());
+            return Vec::new();
         }
+        let mut stuck = Vec::new();
         for (generation, before) in std::mem::take(&mut self.leavers) {
             let queued = self.queued(generation);
             let stands_still = before > 0 && queued >= before;
             self.leavers.insert(generation, if stands_still { 0 } else { queued });
-            if stands_still {
-                self.move_queues(generation)?;
-            }
+            stuck.extend(stands_still.then_some(generation));
         }
-        Ok(())
+        stuck
     }
 
-    fn move_queues(&self, generation: Generation) -> Result<(), Error> {
+    /// Moves those on who wait for an instance. It must stand still.
+    pub(super) fn move_queues(&self, generation: Generation) -> Result<(), Error> {
         let Some(steering) = &self.steering else { return Ok(()) };
         let mut members = self.members.get(&generation).into_iter().flatten();
         members.try_for_each(|member| steering.move_queue(member.index, member.socket.as_fd()))

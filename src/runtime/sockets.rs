@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::balance::choice::{Adapter, Permit, Spread};
-use crate::balance::hang::Verdicts;
 use crate::balance::node::{Address, Family, Wanted};
 use crate::balance::program::Method;
 use crate::balance::steering::{MAPS, Steering};
@@ -23,7 +22,7 @@ use crate::sys::{Error, bpf, listen, notify};
 
 use super::keeper_link::KeeperLink;
 use super::level::Level;
-use super::place::Place;
+use super::place::{Look, Place};
 use super::release::Release;
 
 /// The lock by which an app has one keeper: its name in the app's runtime directory, and among the
@@ -384,10 +383,15 @@ impl Sockets {
         &mut self,
         now: u64,
         serving: &[(SlotId, Generation)],
-    ) -> Vec<Result<Verdicts<Generation>, Error>> {
+    ) -> Vec<Result<Look, Error>> {
         let places = self.places.values_mut();
         let due = places.filter(|place| place.next_look_ms().is_some_and(|at| at <= now));
         due.map(|place| place.look(now, serving)).collect()
+    }
+
+    /// Moves those on who wait for an instance. It must stand still.
+    pub(super) fn move_queues(&self, generation: Generation) -> Result<(), Error> {
+        self.places.values().try_for_each(|place| place.move_queues(generation))
     }
 
     /// How many connections wait for an instance.

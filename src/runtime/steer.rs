@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::balance::hang::Verdicts;
 use crate::policy::{Event, Fact, Generation};
-use crate::sys::clock;
+use crate::sys::{Error, clock};
 
 use super::{Runtime, events};
 
@@ -62,12 +62,26 @@ impl Runtime {
             return;
         }
         let serving = self.policy.serving();
-        for verdicts in self.sockets.look(now, &serving) {
-            match verdicts {
-                Ok(verdicts) => self.tell_verdicts(&verdicts),
-                Err(error) => self.warn(&error.to_string()),
+        for look in self.sockets.look(now, &serving) {
+            let done = look.and_then(|look| {
+                self.tell_verdicts(&look.verdicts);
+                look.stuck.into_iter().try_for_each(|it| self.move_from(it))
+            });
+            if let Err(error) = done {
+                self.warn(&error.to_string());
             }
         }
+    }
+
+    /// Moves those on who wait for an instance. It may go on at any moment, and must not see what
+    /// is done to its sockets; where it cannot be held, they wait.
+    fn move_from(&self, generation: Generation) -> Result<(), Error> {
+        let instance = self.instances.get(&generation).filter(|it| it.moved_to.is_none());
+        let Some(group) = instance.and_then(|instance| instance.group.as_ref()) else {
+            return Ok(());
+        };
+        // Where it does not stand still in time, it is found again at a later look.
+        group.while_frozen(|| self.sockets.move_queues(generation))?.unwrap_or(Ok(()))
     }
 
     fn tell_verdicts(&mut self, verdicts: &Verdicts<Generation>) {

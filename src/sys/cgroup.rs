@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
+use rustix::event::Timespec;
 use rustix::fs::{Access, Mode, OFlags};
 
 use super::{Error, Result, process};
@@ -40,6 +41,11 @@ const DEPTH_MAX: usize = 64;
 /// Where cgroup.kill is missing: this often the group is read and its processes are killed. The
 /// group is frozen meanwhile, so a second look should find nobody.
 const KILL_ROUNDS_MAX: usize = 32;
+
+/// So many looks, so far apart, whether all processes of a group stand still: 20 ms, where one look
+/// does on a machine that is not overloaded.
+const FREEZE_LOOKS: usize = 20;
+const FREEZE_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// So many pidfds are open at a time while that is done.
 const KILL_CHUNK: usize = 64;
@@ -251,6 +257,38 @@ impl Group {
         }
     }
 
+    /// Does something while none of its processes runs, and none is in the middle of a system call:
+    /// those that wait in one are interrupted, as by a SIGSTOP. `None`: they do not stand still
+    /// soon enough, and it was not done.
+    ///
+    /// Whoever dies meanwhile leaves them standing still: see [`Self::thaw`].
+    pub fn while_frozen<T>(&self, act: impl FnOnce() -> T) -> Result<Option<T>> {
+        self.write_file("cgroup.freeze", "1")?;
+        let stands_still = self.freezes();
+        let done = matches!(stands_still, Ok(true)).then(act);
+        self.thaw()?;
+        stands_still.map(|_| done)
+    }
+
+    fn freezes(&self) -> Result<bool> {
+        for _ in 0..FREEZE_LOOKS {
+            if self.read_file("cgroup.events")?.lines().any(|line| line == "frozen 1") {
+                return Ok(true);
+            }
+            // A signal makes the pause shorter, no more.
+            rustix::event::poll(&mut [], Some(&FREEZE_PAUSE)).unwrap_or_default();
+        }
+        Ok(false)
+    }
+
+    /// Has its processes go on. Nothing changes for those that do.
+    pub fn thaw(&self) -> Result<()> {
+        match self.write_file("cgroup.freeze", "0") {
+            Err(error) if is_gone(error.errno()) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Frozen, so that nobody forks while we look; frozen processes die of SIGKILL.
     pub(super) fn kill_each(&self) -> Result<()> {
         if !place::is_cgroup2(&self.path).unwrap_or(false) {
@@ -259,7 +297,7 @@ impl Group {
         let frozen = self.write_file("cgroup.freeze", "1").is_ok();
         let killed = self.kill_in_rounds();
         if frozen {
-            self.write_file("cgroup.freeze", "0")?;
+            self.thaw()?;
         }
         killed
     }

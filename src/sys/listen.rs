@@ -133,7 +133,9 @@ pub fn is_in_group(socket: &OwnedFd) -> bool {
 }
 
 /// Has all who wait in a listening socket move to the others of its group, and listens again.
-/// Whoever holds it is not disturbed (measured: a poll reports an end between the two only).
+///
+/// Nobody may use it meanwhile: between the two an accept(2) fails with `EINVAL`, and a poll
+/// reports an end. Many servers die of that.
 pub fn move_queue(socket: BorrowedFd<'_>) -> Result<()> {
     rustix::net::shutdown(socket, rustix::net::Shutdown::Read)
         .map_err(|errno| Error::new("move the queue of a socket", errno))?;

@@ -1,15 +1,12 @@
 //! One port, several instances: who gets a connection, and that none is ever lost.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::app::{App, Setup, demo, free_port, inherit};
-use crate::load::{Load, get};
-use crate::procs::{self, PATIENCE_MS};
+use crate::load::{Load, Request, get};
+use crate::procs;
 
 /// The demo's backend, which binds its port by itself.
 fn bind(port: u16, instances: u16) -> String {
@@ -74,23 +71,6 @@ fn who(port: u16) -> String {
     page.split(", ").next().unwrap_or_default().to_owned()
 }
 
-/// A request whose answer is read later.
-struct Waiting(TcpStream);
-
-impl Waiting {
-    fn new(port: u16) -> Self {
-        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(PATIENCE_MS))).unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n").unwrap();
-        Self(stream)
-    }
-
-    fn answered(mut self) -> bool {
-        let mut answer = String::new();
-        self.0.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200")
-    }
-}
-
 /// That a hundred rounds of connections have the same order.
 fn assert_in_turn(port: u16, instances: usize, app: &App) {
     let first: Vec<String> = (0..instances).map(|_| who(port)).collect();
@@ -137,9 +117,9 @@ fn what_waits_for_one_that_dies_is_answered_by_the_others() {
             assert!(procs::signal(victim, Signal::STOP));
             app.eventually("it stands still", || procs::is_stopped(victim).then_some(()));
             // Every other one waits for somebody who has stopped; too short for a hang to be seen.
-            let waiting: Vec<Waiting> = (0..50).map(|_| Waiting::new(port)).collect();
+            let waiting: Vec<Request> = (0..50).map(|_| Request::send(port, "/")).collect();
             assert!(procs::signal(victim, Signal::KILL));
-            let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
+            let answered = waiting.into_iter().flat_map(Request::answer).count();
             assert_eq!(answered, 50, "{} round {round}\n{}", way.0, app.setup.log());
             app.eventually("its death", || (!procs::lives(victim)).then_some(()));
         }
@@ -155,8 +135,8 @@ fn who_comes_while_nobody_serves_waits_and_is_answered() {
             assert!(procs::signal(pid, Signal::KILL));
         }
         app.state("nobody serves", |state| (0..2).all(|slot| state.word(slot) == "waiting"));
-        let waiting: Vec<Waiting> = (0..100).map(|_| Waiting::new(port)).collect();
-        let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
+        let waiting: Vec<Request> = (0..100).map(|_| Request::send(port, "/")).collect();
+        let answered = waiting.into_iter().flat_map(Request::answer).count();
         assert_eq!(answered, 100, "{}\n{}", way.0, app.setup.log());
     }
 }
@@ -174,8 +154,8 @@ fn one_that_hangs_takes_nothing_but_what_it_had() {
     assert!(procs::signal(hung, Signal::STOP));
     app.eventually("it stands still", || procs::is_stopped(hung).then_some(()));
     // All of these are answered while it hangs: what had waited for it has moved on.
-    let waiting: Vec<Waiting> = (0..20).map(|_| Waiting::new(port)).collect();
-    let answered = waiting.into_iter().map(Waiting::answered).filter(|it| *it).count();
+    let waiting: Vec<Request> = (0..20).map(|_| Request::send(port, "/")).collect();
+    let answered = waiting.into_iter().flat_map(Request::answer).count();
     assert_eq!(answered, 20, "{}", app.setup.log());
     for _ in 0..20 {
         get(port, "/").unwrap();

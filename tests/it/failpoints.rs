@@ -10,7 +10,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::app::{App, Setup, State, python};
+use crate::app::{App, Setup, State, free_port, python};
+use crate::load::{Request, get};
 use crate::procs::{self, skip};
 
 /// The calls by which the supervisor changes the world, or learns what it acts on.
@@ -89,6 +90,119 @@ fn a_link_that_fails_costs_no_instance() {
     let after = app.online(2);
     assert_eq!(after.pids(), before.pids());
     assert_whole(&app, &after, "after the link has failed");
+}
+
+/// A server of one thread that takes its time when it is asked to, and dies of what accept(2) does
+/// not fail with on a socket that listens.
+const STALLS: &str = "
+import selectors, socket, time
+listener = socket.socket(fileno=3)
+listener.setblocking(False)
+selector = selectors.DefaultSelector()
+selector.register(listener, selectors.EVENT_READ)
+while True:
+    selector.select()
+    try:
+        client, _ = listener.accept()
+    except BlockingIOError:
+        continue
+    client.setblocking(True)
+    if b'/stall' in client.recv(4096):
+        time.sleep(0.8)
+    client.sendall(b'HTTP/1.1 200 OK\\r\\n\\r\\nanswered')
+    client.close()
+";
+
+/// Two of these behind one port; `None` where connections cannot be steered, or moved.
+fn stallers(test: &str, port: u16) -> Option<App> {
+    if !is_possible(test) || procs::own_cgroup().is_none() {
+        skip(test, "no cgroup v2 group can be made here");
+        return None;
+    }
+    let config = format!(
+        "{}listen = {port}\ninstances = 2\nexec_mode = \"cluster\"\nready = \"exec\"\n",
+        python(STALLS)
+    );
+    let app = Setup::new("stallers").config(&config).start();
+    if app.online(2).0["balance"]["steered"].as_bool() == Some(true) {
+        return Some(app);
+    }
+    skip(test, "bpf(2) is not permitted here");
+    None
+}
+
+/// Has one of them stall, and clients wait for it. Each of them must be answered.
+fn stall(port: u16) -> Vec<Request> {
+    let paths = ["/stall"].into_iter().chain(["/"; 8]);
+    paths.map(|path| Request::send(port, path)).collect()
+}
+
+/// Whoever goes on in the middle of the move of its queue does not see it.
+#[test]
+fn a_queue_is_moved_while_its_instance_stands_still() {
+    let port = free_port();
+    let Some(app) = stallers("a_queue_is_moved_while_its_instance_stands_still", port) else {
+        return;
+    };
+    let before = app.online(2);
+    // It goes on in this second.
+    let trap = Trap::inject(&app, "shutdown", "delay_exit=1000000");
+    let clients = stall(port);
+    app.eventually("it is found", || app.setup.log().contains("does not accept").then_some(()));
+    for client in clients {
+        client.answer().unwrap_or_else(|it| panic!("{it}\n{}", app.setup.log()));
+    }
+    trap.disarm();
+    for _ in 0..20 {
+        get(port, "/").unwrap();
+    }
+    let after = app.online(2);
+    assert_eq!(after.pids(), before.pids(), "{}", app.setup.log());
+}
+
+/// A supervisor that dies in the middle of it leaves nobody standing, and nobody waiting.
+#[test]
+fn a_queue_that_is_moved_half_way_is_moved_by_the_next_supervisor() {
+    let port = free_port();
+    let test = "a_queue_that_is_moved_half_way_is_moved_by_the_next_supervisor";
+    let Some(app) = stallers(test, port) else { return };
+    let before = app.online(2);
+    let trap = Trap::set(&app, "listen", 1);
+    let clients = stall(port);
+    for client in clients {
+        client.answer().unwrap_or_else(|it| panic!("{it}\n{}", app.setup.log()));
+    }
+    assert!(trap.disarm(), "the queue was moved by the first supervisor");
+    for _ in 0..20 {
+        get(port, "/").unwrap();
+    }
+    let after = app.online(2);
+    assert_eq!(after.pids(), before.pids(), "{}", app.setup.log());
+}
+
+/// Who binds while it is looked who listens is no stranger.
+#[test]
+fn an_instance_that_binds_meanwhile_is_not_taken_for_another_app() {
+    let test = "an_instance_that_binds_meanwhile_is_not_taken_for_another_app";
+    if !is_possible(test) || procs::own_cgroup().is_none() {
+        return skip(test, "no cgroup v2 group can be made here");
+    }
+    // One binds after the other, so that somebody does at each moment of a look.
+    let server = "import os, socketserver, time\n\
+                  time.sleep(int(os.environ['NODE_APP_INSTANCE']) * 0.12)\n\
+                  at = ('', int(os.environ['PORT']))\n\
+                  socketserver.TCPServer(at, socketserver.BaseRequestHandler).serve_forever()";
+    let port = free_port();
+    let config = format!("{}port = {port}\nexec_mode = \"cluster\"\n", python(server));
+    let app = Setup::new("meanwhile").config(&config).start();
+    if app.online(1).0["balance"]["steered"].as_bool() != Some(true) {
+        return skip(test, "bpf(2) is not permitted here");
+    }
+    let trap = Trap::inject(&app, "socket", "delay_enter=100000");
+    app.command("scale", &["8"]);
+    app.online(8);
+    trap.disarm();
+    assert!(!app.setup.log().contains("alone listen"), "{}", app.setup.log());
 }
 
 /// With the keeper goes whoever could reap and report: the supervisor ends it all.

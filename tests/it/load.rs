@@ -32,6 +32,35 @@ pub(crate) fn get(port: u16, path: &str) -> io::Result<String> {
     }
 }
 
+/// A request whose answer is read later.
+#[derive(Debug)]
+pub(crate) struct Request(TcpStream);
+
+impl Request {
+    /// Asks.
+    pub(crate) fn send(port: u16, path: &str) -> Self {
+        let patience = Some(Duration::from_millis(PATIENCE_MS));
+        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+        stream.set_read_timeout(patience).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        Self(stream)
+    }
+
+    /// What came until the connection was closed, where it begins as an answer does. Some servers
+    /// speak HTTP/1.0.
+    pub(crate) fn answer(mut self) -> Result<String, String> {
+        let mut bytes = Vec::new();
+        let read = self.0.read_to_end(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let first = text.lines().next().unwrap_or_default();
+        match read {
+            Ok(_) if first.starts_with("HTTP/1.") && first.contains(" 200 ") => Ok(text),
+            outcome => Err(format!("{outcome:?}: {text:?}")),
+        }
+    }
+}
+
 /// Clients that ask all the time.
 #[derive(Debug)]
 pub(crate) struct Load {

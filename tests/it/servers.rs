@@ -1,43 +1,16 @@
 //! Servers in other languages, unmodified: each binds its port by itself, as it does anywhere.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::app::{App, Setup, State, free_port, quoted};
-use crate::procs::{self, PATIENCE_MS};
+use crate::load::Request;
+use crate::procs;
 
 /// What a test of a server needs before its app runs: the words of its `command`.
 type Words = Vec<String>;
-
-/// A request whose answer is read later; some of these servers speak HTTP/1.0.
-struct Request(TcpStream);
-
-impl Request {
-    fn send(port: u16) -> Self {
-        let patience = Some(Duration::from_millis(PATIENCE_MS));
-        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
-        stream.set_read_timeout(patience).unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").unwrap();
-        Self(stream)
-    }
-
-    /// What came until the connection was closed, where it begins as an answer does.
-    fn answer(mut self) -> Result<String, String> {
-        let mut bytes = Vec::new();
-        let read = self.0.read_to_end(&mut bytes);
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let first = text.lines().next().unwrap_or_default();
-        match read {
-            Ok(_) if first.starts_with("HTTP/1.") && first.contains(" 200 ") => Ok(text),
-            outcome => Err(format!("{outcome:?}: {text:?}")),
-        }
-    }
-}
 
 /// The main process of a slot, and all it started.
 fn tree(pid: u32) -> Vec<u32> {
@@ -54,7 +27,7 @@ fn given(state: &State) -> [u64; 2] {
 fn assert_balanced(app: &App, port: u16) {
     let before = given(&app.online(2));
     for _ in 0..40 {
-        Request::send(port).answer().unwrap_or_else(|it| panic!("{it}\n{}", app.setup.log()));
+        Request::send(port, "/").answer().unwrap_or_else(|it| panic!("{it}\n{}", app.setup.log()));
     }
     let after = given(&app.online(2));
     let more = [after[0] - before[0], after[1] - before[1]];
@@ -95,7 +68,7 @@ fn is_balanced_and_loses_nothing(test: &str, name: &str, server: Server) {
         assert!(all.iter().all(|&pid| procs::signal(pid, Signal::STOP)));
         app.eventually("they stop", || all.iter().all(|&pid| procs::is_stopped(pid)).then_some(()));
         // Every other one waits for somebody who has stopped; too short for a hang to be seen.
-        let waiting: Vec<Request> = (0..40).map(|_| Request::send(port)).collect();
+        let waiting: Vec<Request> = (0..40).map(|_| Request::send(port, "/")).collect();
         assert!(procs::signal(victim, Signal::KILL));
         for request in waiting {
             request.answer().unwrap_or_else(|it| panic!("slot {slot}: {it}\n{}", app.setup.log()));
