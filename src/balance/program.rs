@@ -76,6 +76,7 @@ const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 ///
 /// ```text
 /// what is it: late, new or moved?       a moved one has no packet, but its own socket
+/// pmr's own, to try a socket? there     if that is gone, as any other
 /// where in the order: the next turn, or by the client's address
 /// select order[place], else order[place + 1], else the parking socket, else what the kernel likes
 /// ```
@@ -86,6 +87,7 @@ pub fn steering(method: Method, control: i32, sockets: i32) -> Vec<u64> {
     it.alu_register(Operation::Move, R6, R1);
     it.load_map_value(R7, control);
     classify(it);
+    pass_probe(it, sockets);
     it.load(Size::Word, R8, R7, offset(table::CONTROL));
     match method {
         Method::RoundRobin => place_in_turn(it),
@@ -127,6 +129,28 @@ fn classify(it: &mut Assembler) {
     it.alu(Operation::Move, R9, NEW);
     it.place(moved);
     it.place(done);
+}
+
+/// Ends the program for a connection that pmr has announced ([`table::PROBE`]): it goes to the
+/// socket that is to be tried. Goes on where that is gone, and for all others.
+fn pass_probe(it: &mut Assembler, sockets: i32) {
+    let other = it.label();
+    it.jump_if(Condition::NotEqual, R9, NEW, other);
+    it.load(Size::Double, R2, R6, DATA);
+    it.load(Size::Double, R3, R6, DATA_END);
+    it.alu_register(Operation::Move, R4, R2);
+    it.alu(Operation::Add, R4, 2);
+    it.jump_if_register(Condition::Greater, R4, R3, other);
+    // The client's port is what a TCP header begins with.
+    it.load(Size::Half, R2, R2, 0);
+    it.load(Size::Word, R1, R7, offset(table::PROBE));
+    it.alu_register(Operation::Move, R3, R1);
+    it.alu(Operation::And, R1, 0xffff);
+    it.jump_if_register(Condition::NotEqual, R1, R2, other);
+    it.alu(Operation::ShiftRight, R3, 16);
+    it.store(Size::Word, R10, KEY, R3);
+    take(it, sockets, other);
+    it.place(other);
 }
 
 /// `R1` = the turn. It advances for connections only: late segments run the program too.
@@ -226,8 +250,13 @@ fn select(it: &mut Assembler, sockets: i32, parking: Label, next: Label) {
     it.alu_register(Operation::Add, R2, R1);
     it.load(Size::Half, R1, R2, offset(table::ORDER));
     it.store(Size::Word, R10, KEY, R1);
+    take(it, sockets, next);
+}
+
+/// Takes the socket in `KEY` and ends the program; goes on at `gone` where there is none.
+fn take(it: &mut Assembler, sockets: i32, gone: Label) {
     call_select(it, sockets);
-    it.jump_if(Condition::NotEqual, R0, 0, next);
+    it.jump_if(Condition::NotEqual, R0, 0, gone);
     count(it);
     it.alu(Operation::Move, R0, PASS);
     it.exit();

@@ -81,6 +81,7 @@ impl Steering {
     /// Goes on with the maps of an earlier supervisor, which are of [`table::VERSION`].
     pub fn adopt(control: OwnedFd, sockets: OwnedFd) -> Result<Self> {
         let table = bpf::Shared::map(control.as_fd(), table::BYTES)?;
+        table.publish_word(table::PROBE, 0);
         Ok(Self { control, sockets, table, indices: Indices::default() })
     }
 
@@ -110,9 +111,7 @@ impl Steering {
         let full = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
         let index = self.indices.take();
         let index = index.ok_or_else(|| crate::sys::Error::new("steer to a socket", full))?;
-        for kind in [table::TAKEN, table::MIGRATED] {
-            self.table.store(table::counter(kind, index), 0);
-        }
+        self.count_from_zero(index);
         if let Err(error) = bpf::put_socket(self.sockets.as_fd(), index, socket) {
             self.indices.give_back(index);
             return Err(error);
@@ -150,6 +149,24 @@ impl Steering {
             self.table.store_half(at, index);
         }
         self.table.publish_word(table::CONTROL, flip.control);
+    }
+
+    /// Has the next connection from `port` go to the socket at `index`, published or not; from
+    /// another one no connection does any more.
+    pub fn expect_probe(&self, port: u16, index: u16) {
+        self.table.publish_word(table::PROBE, table::probe(port, index));
+    }
+
+    /// No connection is a probe any more.
+    pub fn expect_no_probe(&self) {
+        self.table.publish_word(table::PROBE, 0);
+    }
+
+    /// Counts anew what comes to a socket.
+    pub fn count_from_zero(&self, index: u16) {
+        for kind in [table::TAKEN, table::MIGRATED] {
+            self.table.store(table::counter(kind, index), 0);
+        }
     }
 
     /// Moves all who wait in a socket that is in the array to those that are published, and puts

@@ -4,6 +4,7 @@
 //! ```text
 //! 0       turn      u64          how many connections were given a turn
 //! 8       control   u32          bit 31: the half that counts; below: how many entries of it
+//! 12      probe     u32          low half: a client's port, as in its packets; high: an index
 //! 16      order     u16[2][512]  indices into the array of sockets, in turn
 //! 2064    taken     u64[1024]    connections, by index
 //! 10256   migrated  u64[1024]    those among them that came from another socket
@@ -31,6 +32,8 @@ pub const VERSION: u32 = 1;
 pub const TURN: u32 = 0;
 /// Where `control` stands.
 pub const CONTROL: u32 = 8;
+/// Where the probe stands: a connection from this port goes to this index, in the order or not.
+pub const PROBE: u32 = 12;
 /// Where the two orders stand.
 pub const ORDER: u32 = 16;
 /// Where the counters of connections stand.
@@ -61,6 +64,11 @@ pub fn flip(control: u32, order: &[u16]) -> Flip {
     let entries: Vec<(u32, u16)> = places.zip(order.iter().copied()).collect();
     let count = u32::try_from(entries.len()).unwrap_or_default();
     Flip { entries, control: half << HALF_SHIFT | count }
+}
+
+/// What to write at [`PROBE`]. No client has port 0.
+pub fn probe(port: u16, index: u16) -> u32 {
+    u32::from(port.to_be()) | u32::from(index) << 16
 }
 
 /// Where a counter of an index stands, from the start of its kind.

@@ -14,11 +14,11 @@ use crate::sys::{Error, bpf, clock, diag, listen, process, procfs};
 use super::Runtime;
 use super::instances::Instance;
 use super::level::Level;
+use super::looks::Looks;
 use super::release::Release;
 use super::sockets::Sockets;
 
-/// The first wait for a socket after a spawn, in milliseconds. Each next one is a tenth of the time
-/// that has passed since the spawn, so that no start takes much longer than it has to.
+/// The first wait for a socket after a spawn, in milliseconds.
 const LOOK_MS_MIN: u64 = 5;
 
 /// The longest: an instance may open another one at any time.
@@ -28,10 +28,19 @@ const LOOK_MS_MAX: u64 = 1000;
 const HOOKS: [&str; 2] = ["hook.v4", "hook.v6"];
 
 /// The hook, and who is looked at.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Binding {
     hook: Option<Hook>,
-    searches: BTreeMap<Generation, Search>,
+    searches: Looks,
+    /// Why the last look failed, which is said once.
+    failures: BTreeMap<Generation, String>,
+}
+
+impl Default for Binding {
+    fn default() -> Self {
+        let searches = Looks::new(LOOK_MS_MIN, LOOK_MS_MAX);
+        Self { hook: None, searches, failures: BTreeMap::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -40,35 +49,15 @@ struct Hook {
     _links: [OwnedFd; 2],
 }
 
-/// A look for the sockets of an instance.
-#[derive(Debug)]
-struct Search {
-    since_ms: u64,
-    at_ms: u64,
-    /// Why the last look failed, which is said once.
-    failure: Option<String>,
-}
-
-impl Search {
-    fn new(now: u64) -> Self {
-        Self { since_ms: now, at_ms: now.saturating_add(LOOK_MS_MIN), failure: None }
-    }
-
-    /// When to look after a look.
-    fn go_on(&mut self, now: u64) {
-        let wait = now.saturating_sub(self.since_ms) / 10;
-        self.at_ms = now.saturating_add(wait.clamp(LOOK_MS_MIN, LOOK_MS_MAX));
-    }
-}
-
 impl Binding {
     /// When to look again.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        self.searches.values().map(|search| search.at_ms).min()
+        self.searches.deadline_ms()
     }
 
     pub(super) fn forget(&mut self, generation: Generation) {
-        self.searches.remove(&generation);
+        self.searches.end(generation);
+        self.failures.remove(&generation);
     }
 }
 
@@ -137,7 +126,7 @@ impl Runtime {
             Adapter::Inherit => false,
         };
         if binds {
-            self.binding.searches.insert(generation, Search::new(clock::now()));
+            self.binding.searches.begin(generation, clock::now());
         }
     }
 
@@ -156,19 +145,14 @@ impl Runtime {
 
     /// Looks for what instances have bound since.
     pub(super) fn search_time(&mut self, now: u64) {
-        let due: Vec<Generation> = self
-            .binding
-            .searches
-            .iter()
-            .filter(|(_, search)| search.at_ms <= now)
-            .map(|(generation, _)| *generation)
-            .collect();
-        for generation in due {
-            let failure = self.search(generation, now).err().map(|error| error.to_string());
-            let Some(search) = self.binding.searches.get_mut(&generation) else { continue };
-            let before = std::mem::replace(&mut search.failure, failure.clone());
-            if let Some(failure) = failure.filter(|it| before.as_ref() != Some(it)) {
-                self.warn(&failure);
+        for generation in self.binding.searches.due(now) {
+            let before = self.binding.failures.remove(&generation);
+            if let Err(error) = self.search(generation) {
+                let failure = error.to_string();
+                if before.as_ref() != Some(&failure) {
+                    self.warn(&failure);
+                }
+                self.binding.failures.insert(generation, failure);
             }
         }
     }
@@ -197,16 +181,13 @@ impl Runtime {
         Err(Error::at("have this app alone listen at", address.to_string(), source))
     }
 
-    fn search(&mut self, generation: Generation, now: u64) -> Result<(), Error> {
+    fn search(&mut self, generation: Generation) -> Result<(), Error> {
         let instance = self.instances.get(&generation).filter(|instance| !instance.ended);
         let release = instance.and_then(|instance| self.releases.get(&instance.release));
         let (Some(instance), Some(release)) = (instance, release.cloned()) else {
             self.binding.forget(generation);
             return Ok(());
         };
-        if let Some(search) = self.binding.searches.get_mut(&generation) {
-            search.go_on(now);
-        }
         // Another instance that was looked at a moment ago has made some of these.
         let own = self.sockets.inodes();
         let mut new = Vec::new();

@@ -43,6 +43,7 @@ impl Runtime {
         self.forget_wire(generation);
         self.binding.forget(generation);
         self.late.forget(generation);
+        self.probing.forget(generation);
         self.close_channel(generation);
         let held = self.instances.remove(&generation);
         if let Some(instance) = &held {

@@ -23,14 +23,15 @@ const READ_BYTES: usize = 16 * 1024;
 /// Reads of one pipe in a turn: an instance that writes without end does not keep the loop.
 const READS_MAX: usize = 4;
 
-/// Whether an instance of a release is online as soon as it is executed. A socket that it inherits
-/// accepts from the first moment. (A probe of `http:` is not made yet, which `pmr check` says.)
+/// Whether an instance of a release is online as soon as it is executed. (A probe of `http:` is not
+/// made yet, which `pmr check` says.)
 fn is_ready_by_exec(release: &Release) -> bool {
-    match release.spec.ready {
-        Readiness::Exec | Readiness::Http(_) => true,
-        Readiness::Listen => release.choice.adapter == Adapter::Inherit,
-        Readiness::Notify | Readiness::Message => false,
-    }
+    matches!(release.spec.ready, Readiness::Exec | Readiness::Http(_))
+}
+
+/// Whether it is ready once it accepts from what it inherits.
+fn is_ready_by_accept(release: &Release) -> bool {
+    release.spec.ready == Readiness::Listen && release.choice.adapter == Adapter::Inherit
 }
 
 impl Runtime {
@@ -132,6 +133,9 @@ impl Runtime {
             }
             Ok(ExecStatus::Done) if !ended && is_ready_by_exec(&release) => {
                 self.events.push_back(Event::Fact(Fact::Ready { generation }));
+            }
+            Ok(ExecStatus::Done) if !ended && is_ready_by_accept(&release) => {
+                self.probe(generation);
             }
             Ok(ExecStatus::Done | ExecStatus::Pending) => {}
             Err(error) => self.warn(&error.to_string()),

@@ -101,6 +101,9 @@ impl Runtime {
         let wanted = &release.spec.listen;
         let (there, elsewhere): (Vec<_>, Vec<_>) =
             found.iter().partition(|it| Address::Tcp(it.address).is_readiness(wanted));
+        if release.choice.adapter == Adapter::Inherit {
+            return is_over.then(|| deaf(wanted));
+        }
         if let Some(it) = there.iter().find(|it| !it.is_known) {
             return match release.choice.adapter {
                 Adapter::Node if it.pid == instance.pid => Some(by_itself(it.address)),
@@ -147,6 +150,15 @@ fn listens_elsewhere(found: &[&Listener], wanted: &[ListenAddress], names_listen
         None => String::new(),
     };
     format!("listens at {}, and its config says {}: {way}", named.join(", "), places(wanted))
+}
+
+/// Of one that inherits.
+fn deaf(wanted: &[ListenAddress]) -> String {
+    format!(
+        "does not accept from the socket that it inherits ({}; LISTEN_FDS): have it do so, give it \
+         longer by `listen_timeout`, or write `port` in place of `listen` if it binds by itself",
+        places(wanted)
+    )
 }
 
 fn listens_nowhere(wanted: &[ListenAddress]) -> String {

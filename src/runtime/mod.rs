@@ -21,10 +21,12 @@ mod late;
 mod level;
 mod limits;
 mod log;
+mod looks;
 mod memory;
 mod node;
 mod output;
 mod place;
+mod probe;
 mod record;
 mod release;
 mod sockets;
@@ -119,6 +121,7 @@ pub(crate) struct Runtime {
     leaving: steer::Leaving,
     binding: bind::Binding,
     late: late::Late,
+    probing: probe::Probing,
     node: node::Node,
     control: control::Control,
     poll: Poll,
@@ -197,6 +200,7 @@ impl Runtime {
             leaving: steer::Leaving::default(),
             binding: bind::Binding::default(),
             late: late::Late::default(),
+            probing: probe::Probing::default(),
             node: parts.node,
             control,
             poll,
@@ -345,6 +349,7 @@ impl Runtime {
             self.leaving.deadline_ms(now),
             self.sockets.next_look_ms(),
             self.binding.deadline_ms(),
+            self.probing.deadline_ms(),
         ];
         let next = deadlines.into_iter().flatten().min();
         next.map(|at| Duration::from_millis(at.saturating_sub(now)))
@@ -365,6 +370,7 @@ impl Runtime {
         self.leave_time(now);
         self.hang_time(now);
         self.search_time(now);
+        self.probe_time(now);
         self.retry_remains();
         self.control_time(now);
     }

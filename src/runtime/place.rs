@@ -1,6 +1,8 @@
 //! One address of an app: its parking socket, the instances' own sockets, and who is given the
 //! connections.
 
+mod proof;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,6 +13,8 @@ use crate::balance::table;
 use crate::policy::{Generation, SlotId};
 use crate::sys::listen::Queue;
 use crate::sys::{Error, listen};
+
+use proof::Proofs;
 
 /// A client whose handshake is not done when its socket is taken out of the table, or when those in
 /// the parking socket are moved on, comes into the queue of that socket afterwards. So often it is
@@ -33,6 +37,8 @@ pub(super) struct Place {
     /// What the program chooses by, as far as this supervisor knows.
     method: Option<Method>,
     members: BTreeMap<Generation, Vec<Member>>,
+    /// Who accepts, of those that inherit.
+    proofs: Proofs,
     /// Whom the table names, and by which method it was made.
     published: Published,
     /// Who of them does not accept.
@@ -85,6 +91,7 @@ impl Place {
             learned,
             method: None,
             members: BTreeMap::new(),
+            proofs: Proofs::default(),
             published: Published::default(),
             watch: Watch::default(),
             serving: BTreeSet::new(),
@@ -182,6 +189,7 @@ impl Place {
         for member in self.members.remove(&generation).unwrap_or_default() {
             listen::silence(&member.socket);
             if let Some(steering) = &mut self.steering {
+                self.proofs.forget(member.index, steering);
                 steering.remove(member.index);
             }
         }
@@ -202,6 +210,22 @@ impl Place {
         if members.is_empty() {
             self.members.remove(&generation);
         }
+    }
+
+    /// Whether an instance accepts from its own sockets here. Where it has none, it shares one with
+    /// the others, and nobody waits for it.
+    pub(super) fn accepts(&mut self, now: u64, generation: Generation) -> Result<bool, Error> {
+        let (Some(steering), Some(members)) = (&self.steering, self.members.get(&generation))
+        else {
+            return Ok(true);
+        };
+        let parking = self.parking.as_fd();
+        let mut accepts = true;
+        for member in members {
+            let socket = (member.index, &member.socket);
+            accepts &= self.proofs.look(now, socket, parking, steering)?;
+        }
+        Ok(accepts)
     }
 
     /// How many connections wait for an instance.

@@ -364,6 +364,12 @@ impl Sockets {
         }
     }
 
+    /// Whether an instance accepts from all sockets that are its own.
+    pub(super) fn accepts(&mut self, now: u64, generation: Generation) -> Result<bool, Error> {
+        let mut places = self.places.values_mut();
+        places.try_fold(true, |all, place| Ok(all & place.accepts(now, generation)?))
+    }
+
     /// Has new connections go to these instances, in this order and in turn.
     pub(super) fn publish(
         &mut self,

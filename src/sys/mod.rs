@@ -18,6 +18,7 @@ pub mod memory;
 pub mod notify;
 pub mod parent;
 pub mod poll;
+pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod signal;

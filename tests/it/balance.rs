@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rustix::process::Signal;
 
-use crate::app::{App, Setup, demo, free_port, inherit};
+use crate::app::{App, Setup, demo, free_port, inherit, python};
 use crate::load::{Load, Request, get};
 use crate::procs;
 
@@ -167,6 +167,87 @@ fn one_that_hangs_takes_nothing_but_what_it_had() {
     });
     assert_eq!(app.online(2).pids(), before.pids());
     assert!(app.setup.log().contains("does not accept"), "{}", app.setup.log());
+}
+
+/// Takes its time to boot: it accepts once there is a file for it.
+const SLOW: &str = "
+import os, socket, time
+me = os.environ['NODE_APP_INSTANCE']
+listener = socket.socket(fileno=3)
+while not os.path.exists('go.' + me):
+    time.sleep(0.02)
+while True:
+    client, _ = listener.accept()
+    request = b''
+    while b'\\r\\n\\r\\n' not in request and (piece := client.recv(4096)):
+        request += piece
+    if request:
+        client.sendall(b'HTTP/1.1 200 OK\\r\\n\\r\\ninstance ' + me.encode())
+    client.close()
+";
+
+#[test]
+fn one_that_inherits_is_online_once_it_accepts() {
+    let test = "one_that_inherits_is_online_once_it_accepts";
+    let port = free_port();
+    let config =
+        format!("{}listen = {port}\ninstances = 2\nexec_mode = \"cluster\"\n", python(SLOW));
+    let setup = Setup::new("accepts").config(&config);
+    setup.write("go.1", "");
+    let app = setup.start();
+    app.state("one is online", |state| state.word(1) == "online");
+    if !can_steer(&app, test) {
+        return;
+    }
+    assert_eq!(app.status().word(0), "launching", "{}", app.setup.log());
+    for _ in 0..20 {
+        assert_eq!(get(port, "/").unwrap(), "instance 1");
+    }
+    // Another supervisor waits for it as well.
+    app.kill_supervisor();
+    app.state("another supervisor", |state| state.word(1) == "online");
+    assert_eq!(app.status().word(0), "launching", "{}", app.setup.log());
+    assert_eq!(get(port, "/").unwrap(), "instance 1");
+    app.setup.write("go.0", "");
+    let state = app.online(2);
+    assert_eq!(state.number(0, "connections"), 0, "pmr's own are not counted");
+    assert_in_turn(port, 2, &app);
+    // While its next instance boots, nobody waits for it.
+    std::fs::remove_file(app.setup.directory.join("go.0")).unwrap();
+    let victim = state.pid(0).unwrap();
+    assert!(procs::signal(victim, Signal::KILL));
+    app.state("the next one boots", |state| {
+        state.word(0) == "launching" && state.pid(0).is_some_and(|pid| pid != victim)
+    });
+    for _ in 0..20 {
+        assert_eq!(get(port, "/").unwrap(), "instance 1");
+    }
+    app.setup.write("go.0", "");
+    app.online(2);
+    assert_in_turn(port, 2, &app);
+}
+
+#[test]
+fn one_that_never_accepts_is_ended_and_told_why() {
+    let test = "one_that_never_accepts_is_ended_and_told_why";
+    let port = free_port();
+    let config = format!(
+        "{}listen = {port}\ninstances = 2\nexec_mode = \"cluster\"\nlisten_timeout = \"5s\"\n\
+         max_restarts = 1\n",
+        python(SLOW)
+    );
+    let setup = Setup::new("deaf").config(&config);
+    setup.write("go.1", "");
+    let app = setup.start();
+    app.state("one is online", |state| state.word(1) == "online");
+    if !can_steer(&app, test) {
+        return;
+    }
+    app.state("the other is given up", |state| state.word(0) == "errored");
+    let said = app.setup.log();
+    assert!(said.contains("not ready within listen_timeout"), "{said}");
+    assert!(said.contains("does not accept from the socket that it inherits"), "{said}");
+    assert_eq!(get(port, "/").unwrap(), "instance 1");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! On the real kernel: clients whose handshake takes its time.
 
-use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use super::*;
 use crate::sys::testing::{delay_handshakes, eventually};
@@ -109,4 +109,53 @@ fn nobody_is_moved_from_one_who_leaves_where_nobody_else_serves() {
     place.close(A.1);
     assert_eq!(place.parked(), 1);
     assert_eq!(place.next_look_ms(), None);
+}
+
+#[test]
+fn an_instance_accepts_once_a_connection_of_pmrs_own_has_left_its_queue() {
+    let test = "an_instance_accepts_once_a_connection_of_pmrs_own_has_left_its_queue";
+    let parking = listen::found_group(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), false).unwrap();
+    let mut place = Place::new(parking, false);
+    match place.steer_by(Method::RoundRobin) {
+        Ok(_) => {}
+        Err(error) if error.errno() == nix::libc::EPERM => {
+            eprintln!("SKIPPED: {test}: bpf(2) is not permitted here");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    }
+    let listeners = [A, B].map(|(_, generation)| {
+        let socket = listen::join_group(place.parking.as_fd()).unwrap();
+        let listener = TcpListener::from(socket.try_clone().unwrap());
+        place.add(generation, socket).unwrap();
+        listener
+    });
+    // B serves, and is not disturbed.
+    place.publish(0, &[B]).unwrap();
+    for _ in 0..5 {
+        assert!(!place.accepts(0, A.1).unwrap());
+    }
+    eventually("it waits", || {
+        assert!(!place.accepts(0, A.1).unwrap());
+        (place.queued(A.1) == 1).then_some(())
+    });
+    assert_eq!(place.queued(B.1), 0);
+    // Another supervisor asks anew.
+    place.proofs = Proofs::default();
+    eventually("two wait", || {
+        assert!(!place.accepts(0, A.1).unwrap());
+        (place.queued(A.1) == 2).then_some(())
+    });
+    for _ in 0..2 {
+        let (mut stream, _) = listeners[0].accept().unwrap();
+        assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), 0);
+    }
+    eventually("it accepts", || place.accepts(0, A.1).unwrap().then_some(()));
+    let counted: Vec<_> =
+        place.counters().map(|(_, counters, queued)| (counters, queued)).collect();
+    assert_eq!(counted, [(Counters::default(), 0); 2], "no client was there");
+    // A port of pmr's own is nobody's any more.
+    let client = place.connect();
+    eventually("it waits", || (place.queued(B.1) == 1).then_some(()));
+    drop(client);
 }
