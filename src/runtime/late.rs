@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 
 use crate::balance::choice::Adapter;
 use crate::balance::node::Address;
-use crate::policy::{EndCause, Failure, Generation, Note, Reason};
-use crate::spec::{ListenAddress, Readiness};
-use crate::sys::{diag, procfs};
+use crate::policy::{EndCause, Failure, Generation, Note, Reason, SlotId};
+use crate::spec::{ExecMode, ListenAddress, Readiness};
+use crate::sys::{Error, diag, procfs};
 
 use super::instances::Instance;
 use super::release::Release;
@@ -44,12 +44,64 @@ impl Runtime {
             if let Some(generation) = note.generation {
                 self.explain_late(generation, true);
             }
-        } else if let Reason::Failed { failure: Failure::Exit(_), .. } = &note.reason {
+        } else if let Reason::Failed { failure: Failure::Exit(_), unstable, .. } = &note.reason {
             // Its port may be in use by one that listens as it should not.
             for generation in self.policy.launching() {
                 self.explain_late(generation, false);
             }
+            if let Some(slot) = note.slot.filter(|_| unstable.0 > 0) {
+                self.explain_port_in_use(slot);
+            }
         }
+    }
+
+    /// In fork mode no two instances can listen at one port: an instance that has failed early may
+    /// have wanted that of another. Said once of who listens.
+    fn explain_port_in_use(&mut self, failed: SlotId) {
+        let found = self.instances.iter().find_map(|(generation, instance)| {
+            let release = self.releases.get(&instance.release)?;
+            let rules = &release.spec.environment;
+            let own_ports = rules.increment_var.as_deref() == Some("PORT");
+            let is_alone = release.spec.exec_mode == ExecMode::Cluster || own_ports;
+            if instance.slot == failed || instance.ended || is_alone {
+                return None;
+            }
+            let address = self.listeners_of(instance).ok()?.first()?.address;
+            let is_told =
+                rules.vars.get("PORT").is_some_and(|it| *it == address.port().to_string());
+            Some((*generation, instance.slot, address, is_told))
+        });
+        let Some((generation, slot, address, is_told)) = found else { return };
+        if self.late.0.insert(generation) {
+            let app = self.app_name();
+            let way = if is_told {
+                "leave `exec_mode = \"fork\"` out".to_owned()
+            } else {
+                format!("write `port = {}`", address.port())
+            };
+            let text = format!(
+                "{app}:{slot} listens at {address}, and in fork mode no other instance can: if \
+                 that is why {app}:{failed} failed, {way}, and they share it"
+            );
+            self.say_event(events::WARNING, Some(slot), &text);
+        }
+    }
+
+    /// The sockets with which an instance listens.
+    fn listeners_of(&self, instance: &Instance) -> Result<Vec<Listener>, Error> {
+        let all = diag::listeners(0)?;
+        let own = self.sockets.inodes();
+        let mut found = Vec::new();
+        for pid in instance.pids() {
+            let held = procfs::sockets_of(pid).unwrap_or_default();
+            let held: BTreeSet<u64> = held.into_iter().collect();
+            found.extend(all.iter().filter(|it| held.contains(&it.inode)).map(|it| Listener {
+                address: it.address,
+                pid,
+                is_known: own.contains(&it.inode),
+            }));
+        }
+        Ok(found)
     }
 
     /// Why an instance is not ready, once of each. One whose time is not over may still listen.
@@ -86,18 +138,7 @@ impl Runtime {
         release: &Release,
         is_over: bool,
     ) -> Option<String> {
-        let all = diag::listeners(0).ok()?;
-        let own = self.sockets.inodes();
-        let mut found = Vec::new();
-        for pid in instance.pids() {
-            let held: BTreeSet<u64> =
-                procfs::sockets_of(pid).unwrap_or_default().into_iter().collect();
-            found.extend(all.iter().filter(|it| held.contains(&it.inode)).map(|it| Listener {
-                address: it.address,
-                pid,
-                is_known: own.contains(&it.inode),
-            }));
-        }
+        let found = self.listeners_of(instance).ok()?;
         let wanted = &release.spec.listen;
         let (there, elsewhere): (Vec<_>, Vec<_>) =
             found.iter().partition(|it| Address::Tcp(it.address).is_readiness(wanted));

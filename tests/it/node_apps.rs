@@ -311,3 +311,28 @@ fn who_cannot_be_balanced_is_told_why_and_what_to_do() {
         assert!(line.is_some(), "{}: no line has {says:?}\n{log}", refused.name);
     }
 }
+
+#[test]
+fn who_wants_the_port_of_another_in_fork_mode_is_told_how_they_share_it() {
+    let test = "who_wants_the_port_of_another_in_fork_mode_is_told_how_they_share_it";
+    if !procs::has("node") {
+        return procs::skip(test, "there is no node");
+    }
+    let port = free_port();
+    let ways = [
+        ("", format!("write `port = {port}`")),
+        ("exec_mode = 'fork'\nport = ", "leave `exec_mode".into()),
+    ];
+    for (mode, way) in ways {
+        let address = if mode.is_empty() { String::new() } else { format!("{mode}{port}\n") };
+        let config = format!("script = 'app.js'\ninstances = 2\nmax_restarts = 2\n{address}");
+        let setup = with_apps("fork").config(&config);
+        setup.write("app.js", &format!("require('http').createServer().listen({port});"));
+        let app = setup.start();
+        let said = format!("listens at [::]:{port}, and in fork mode no other instance can");
+        app.eventually("a sentence", || {
+            let log = app.setup.read("stderr");
+            log.lines().any(|line| line.contains(&said) && line.contains(&way)).then_some(())
+        });
+    }
+}
