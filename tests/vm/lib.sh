@@ -164,7 +164,7 @@ restarts_are() { [ "$(restarts "$1")" = "$2" ]; }
 status_text() { show "$1" StatusText | grep -qE -e "$2"; }
 
 # get PORT [PATH]: one request, with its own deadline.
-get() { curl -sS --fail --max-time 20 "http://127.0.0.1:$1${2:-/}"; }
+get() { curl -sS --fail --max-time 60 "http://127.0.0.1:$1${2:-/}"; }
 
 serves() { get "$1" / >/dev/null; }
 
@@ -176,6 +176,14 @@ logged() {
     local pattern=$1
     shift
     journalctl --no-pager --quiet --cursor="$CURSOR" -o cat "$@" | grep -qE -e "$pattern"
+}
+
+# logged_times COUNT PATTERN [ARGS...]: so many lines of it match. As `logged` it is to be waited for:
+# journald may read what somebody has written after his end is known.
+logged_times() {
+    local count=$1 pattern=$2
+    shift 2
+    [ "$(journal -o cat "$@" | grep -cE -e "$pattern")" = "$count" ]
 }
 
 # processes_in GROUP: and below it, on one line.

@@ -4,8 +4,8 @@ step "start"
 holds "start returns 0" systemctl start pmr@web
 equal "active state" "$(show web ActiveState)" active
 holds "serves when started" serves 10000
-wait_for 10 "both are online" online web 2
-wait_for 10 "STATUS says so" status_text web '^2/2 online, gen [0-9]+, 0 restarts/h$'
+wait_for 60 "both are online" online web 2
+wait_for 60 "STATUS says so" status_text web '^2/2 online, gen [0-9]+, 0 restarts/h$'
 step "who runs where"
 equal "the main process" "$(cat "/proc/$(keeper web)/comm")" pmr-keeper
 group=$(unit_group web)

@@ -5,8 +5,8 @@ load_start 10000
 before=$(pids web)
 step "crash"
 if get 10000 /crash 2>/dev/null; then fail "the demo does not crash"; fi
-wait_for 20 "a restart is counted" restarts_are web 1
-wait_for 20 "both are online" online web 2
+wait_for 60 "a restart is counted" restarts_are web 1
+wait_for 60 "both are online" online web 2
 differs "the pids" "$(pids web)" "$before"
 load_goes_on 50
 # Two clients: each has at most one request on the instance that crashes.

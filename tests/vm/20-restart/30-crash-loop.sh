@@ -20,10 +20,10 @@ min_uptime = "10s"
 T
 step "start"
 systemctl start pmr@web || true
-wait_for 30 "the unit has failed" is web ActiveState failed
+wait_for 60 "the unit has failed" is web ActiveState failed
 equal "result" "$(show web Result)" exit-code
 equal "exit status" "$(show web ExecMainStatus)" 69
 equal "restarts by systemd" "$(show web NRestarts)" 0
-wait_for 20 "OnFailure= was started" test -s /run/vm-test-alert
+wait_for 60 "OnFailure= was started" test -s /run/vm-test-alert
 equal "what OnFailure= was told" "$(cat /run/vm-test-alert)" "pmr@web.service exit-code 69"
 matches "the failed units" "$(systemctl --failed --plain --no-legend)" 'pmr@web.service'

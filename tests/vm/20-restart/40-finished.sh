@@ -5,7 +5,7 @@ instances = 1
 autorestart = false
 T
 systemctl start pmr@job
-wait_for 20 "the unit is inactive" is job ActiveState inactive
+wait_for 60 "the unit is inactive" is job ActiveState inactive
 equal "result" "$(show job Result)" success
 equal "exit status" "$(show job ExecMainStatus)" 0
 equal "restarts by systemd" "$(show job NRestarts)" 0

@@ -7,8 +7,8 @@ main=$(keeper web) before=$(pids web)
 step "kill -9 of the keeper"
 began=$(milliseconds)
 kill -KILL "$main"
-wait_for 30 "there is another keeper" eval '[ "$(keeper web)" != 0 ] && [ "$(keeper web)" != "$main" ]'
-wait_for 30 "both are online" online web 2
+wait_for 60 "there is another keeper" eval '[ "$(keeper web)" != 0 ] && [ "$(keeper web)" != "$main" ]'
+wait_for 60 "both are online" online web 2
 figure "online again after" "$(($(milliseconds) - began))" ms
 load_goes_on 30
 for pid in $before; do holds "an instance of before is gone" test ! -e "/proc/$pid"; done

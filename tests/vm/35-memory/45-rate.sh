@@ -1,22 +1,22 @@
-# deadline: 300
+# deadline: 480
 # Two instances that leak 100 MB a second each, as soon as they run: they end at memory_max at the
 # latest, only what is in flight on one that the kernel ends fails, and when replacing does not help
 # the guard says so, as an error. Under emulation they may be slower: the figures have the rate.
 leaking web 10000 2 100 200 <<'S'
 max_memory_restart = "200M"
 memory_max = "260M"
-min_uptime = "60s"
+min_uptime = "300s"
 max_restarts = 1000
 exp_backoff_restart_delay = 0
 S
 systemctl start pmr@web
-wait_for 30 "it serves" serves 10000
+wait_for 60 "it serves" serves 10000
 GROUP=$(unit_group web) HIGHEST=0
 clients=3
 load_start 10000 $clients
 kills() { journal PMR_EVENT=failed PMR_EVENT=oom-killed -o cat | grep -ciE 'OOM|out of memory' || true; }
 step "until the guard has spoken, and the kernel has ended two after that"
-deadline=$(($(milliseconds) + 200000))
+deadline=$(($(milliseconds) + 400000))
 guard() { logged . PMR_EVENT=memory-limit-too-low -p err; }
 until guard && [ "$(kills)" -ge 2 ]; do
     [ "$(milliseconds)" -lt "$deadline" ] || fail "guard: $(guard && echo spoke), kills: $(kills)"

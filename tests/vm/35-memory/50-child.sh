@@ -16,7 +16,7 @@ P
 app child <<'T'
 command = ["/usr/bin/python3", "/run/vm-test-leak.py"]
 max_memory_restart = "100M"
-memory_max = "150M"
+memory_max = "400M"
 ready = "exec"
 T
 systemctl start pmr@child

@@ -6,7 +6,7 @@ memory_max = "600M"
 stable_for = "3s"
 T
 systemctl start pmr@web
-wait_for 10 "both are online" online web 2
+wait_for 60 "both are online" online web 2
 load_start 10000
 # However the two share these, one of them is over its limit at the end.
 get 10000 '/leak?mb=60' >/dev/null

@@ -6,7 +6,7 @@ max_memory_restart = "60M"
 memory_max = "200M"
 S
 systemctl start pmr@web
-wait_for 30 "all are online" online web 3
+wait_for 60 "all are online" online web 3
 load_start 10000
 before=$(pids web)
 step "all leak"
@@ -15,7 +15,8 @@ few=3 looks=0
 deadline=$(($(milliseconds) + 150000))
 until [ "$(journal PMR_EVENT=roll-done -o cat | wc -l)" -ge 3 ]; do
     [ "$(milliseconds)" -lt "$deadline" ] || fail "not replaced three times"
-    count=$(pmr status web | grep -cE '^web +[0-9]+ .* online ')
+    status=$(pmr status web) || continue
+    count=$(grep -cE '^web +[0-9]+ .* online ' <<<"$status" || true)
     [ "$count" -ge "$few" ] || few=$count
     looks=$((looks + 1))
 done
@@ -25,10 +26,13 @@ longest_answer "all over their limit"
 figure "slots online at least, of 3" "$few"
 equal "slots that were online at each of $looks looks, at least" "$few" 3
 for pid in $before; do holds "an instance of before is gone" test ! -e "/proc/$pid"; done
-wait_for 30 "all are online" online web 3
+wait_for 60 "all are online" online web 3
 equal "instances over their limit" "$(decisions | wc -l)" 3
-# One has its turn at once, and the two others are told of while they wait.
-equal "those that waited" "$(journal PMR_EVENT=memory-waits -o cat | wc -l)" 2
+# One has its turn at once, and the others are told of while they wait; who leaks slowly may come to
+# its limit when it can have its turn.
+waited=$(journal PMR_EVENT=memory-waits -o cat | wc -l)
+at_most "those that waited" "$waited" 2
+[ "$waited" -ge 1 ] || fail "nobody has waited"
 equal "one replacement after the other" \
     "$(journal PMR_EVENT=memory-above PMR_EVENT=roll-done -o cat | grep -oE 'replacing it|done' | xargs)" \
     "replacing it done replacing it done replacing it done"

@@ -1,4 +1,4 @@
-# deadline: 480
+# deadline: 900
 # Connections go to the instances strictly in turn, however those get their sockets: 2,000 of them
 # with 2, 3 and 4 instances where the socket is inherited, and fewer for the other ways, for which the
 # program in the kernel is the same.

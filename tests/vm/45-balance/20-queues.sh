@@ -1,4 +1,4 @@
-# deadline: 480
+# deadline: 900
 # An instance is stopped (SIGSTOP), 50 connections are made, of which every other one waits for it,
 # and it is killed: all of them are answered by the other one. 1,500 where the socket is inherited, and
 # fewer for the other ways, in which a queue is moved alike.

@@ -1,4 +1,4 @@
-# deadline: 480
+# deadline: 900
 # Instances come and go under load, by reloads and by another number of them, and supervisors are
 # killed meanwhile: no connection fails, and all the time it is somebody's turn.
 

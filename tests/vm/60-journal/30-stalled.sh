@@ -2,7 +2,7 @@
 # supervisor and the keeper wait for nobody.
 demo web 10000 2 </dev/null
 systemctl start pmr@web
-wait_for 10 "both are online" online web 2
+wait_for 60 "both are online" online web 2
 load_start 10000
 main=$(keeper web) old=$(supervisor web)
 journald=$(systemctl show -P MainPID systemd-journald)
@@ -13,8 +13,8 @@ test_cleanup() { kill -CONT "$journald" 2>/dev/null || true; }
 get 10000 '/log?lines=3000' >/dev/null
 victim=$(pmr pid web | head -n 1)
 kill -KILL "$victim"
-wait_for 30 "the crash is restarted" restarts_are web 1
-wait_for 30 "both are online" online web 2
+wait_for 60 "the crash is restarted" restarts_are web 1
+wait_for 60 "both are online" online web 2
 load_goes_on 20
 equal "the supervisor" "$(supervisor web)" "$old"
 equal "the keeper" "$(keeper web)" "$main"

@@ -4,7 +4,7 @@ demo other 10001 1 </dev/null
 step "start"
 holds "pmr start returns 0" pmr start web
 equal "active state" "$(show web ActiveState)" active
-wait_for 10 "both are online" online web 2
+wait_for 60 "both are online" online web 2
 step "status shows both"
 status=$(pmr status)
 matches "status" "$status" '^web +0 .* online '

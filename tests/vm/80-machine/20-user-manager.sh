@@ -23,14 +23,14 @@ T
 step "start"
 holds "start returns 0" as_user systemctl --user start pmr@mine
 holds "it serves" serves 10010
-wait_for 20 "status shows it" eval '[ "$(as_user pmr status mine | grep -c " online ")" = 2 ]'
+wait_for 60 "status shows it" eval '[ "$(as_user pmr status mine | grep -c " online ")" = 2 ]'
 pid=$(as_user pmr pid mine | head -n 1)
 matches "the group" "$(cat "/proc/$pid/cgroup")" 'user@[0-9]+.service/.*pmr@mine.service/i-0'
 equal "whose it is" "$(stat -c %U "/proc/$pid")" vm-user
 matches "level" "$(as_user pmr describe mine)" 'level +full'
 step "a crash"
 as_user kill -KILL "$pid"
-wait_for 20 "it is restarted" eval '[ "$(as_user pmr pid mine | head -n 1)" != "$pid" ] && serves 10010'
+wait_for 60 "it is restarted" eval '[ "$(as_user pmr pid mine | head -n 1)" != "$pid" ] && serves 10010'
 step "stop"
 holds "stop returns 0" as_user systemctl --user stop pmr@mine
 if serves 10010 2>/dev/null; then fail "it still serves"; fi

@@ -1,4 +1,4 @@
-# deadline: 300
+# deadline: 480
 # A newer package is installed under load, and the older one again: every keeper goes on as the other
 # binary, no process of an app is replaced, no request fails.
 [ -e /vm/pmr.deb ] || skip "pmr was not installed from a .deb here"
@@ -19,7 +19,7 @@ dpkg-deb -Znone -b "$newer" "$newer.deb" >/dev/null
 demo web 10000 2 </dev/null
 demo other 10001 1 </dev/null
 systemctl start pmr@web pmr@other
-wait_for 20 "both are online" online web 2
+wait_for 60 "both are online" online web 2
 load_start 10000
 before=$(pids web) other=$(pids other) main=$(keeper web)
 
@@ -31,14 +31,14 @@ changed_to() {
     equal "the version that is installed" "$(installed)" "$1"
     for name in web other; do
         holds "the keeper of $name runs it" cmp -s "/proc/$(keeper $name)/exe" "$binary"
-        wait_for 30 "$name has a supervisor of it" \
+        wait_for 60 "$name has a supervisor of it" \
             eval 'cmp -s "/proc/$(supervisor $name)/exe" "$binary"'
     done
     equal "the keeper" "$(keeper web)" "$main"
     equal "pids of web" "$(pids web)" "$before"
     equal "pids of other" "$(pids other)" "$other"
     equal "restarts by systemd" "$(show web NRestarts)" 0
-    wait_for 20 "STATUS is right" status_text web '^2/2 online'
+    wait_for 60 "STATUS is right" status_text web '^2/2 online'
     load_goes_on 20
 }
 cp /usr/bin/pmr /var/tmp/vm-test-older
@@ -50,4 +50,4 @@ load_stop 0
 longest_answer "two changes of the package"
 step "an instance is still restarted"
 kill -KILL "$(pmr pid web | head -n 1)"
-wait_for 20 "a restart is counted" field_is web 0 restarts 1
+wait_for 60 "a restart is counted" field_is web 0 restarts 1

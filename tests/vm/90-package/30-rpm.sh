@@ -1,4 +1,4 @@
-# deadline: 300
+# deadline: 480
 # The .rpm on a running machine: its scripts start nothing, let an app go on under a new binary, and
 # stop and disable it at the end. rpm knows nothing of Debian's packages: no dependency is looked at.
 [ -e /vm/pmr.rpm ] || skip "no .rpm was built"
@@ -14,12 +14,12 @@ holds "rpm -i returns 0" rpm -i --nodeps /vm/pmr.rpm
 equal "nothing was started" "$(show web ActiveState)" inactive
 holds "group pmr is there" getent group pmr
 holds "enable --now returns 0" systemctl enable --now pmr@web
-wait_for 20 "both are online" online web 2
+wait_for 60 "both are online" online web 2
 load_start 10000
 before=$(pids web) main=$(keeper web) old=$(supervisor web)
 step "rpm -U"
 holds "rpm -U returns 0" rpm -U --force --nodeps /vm/pmr.rpm
-holds "another supervisor" another_supervisor web "$old"
+wait_for 60 "there is another supervisor" another_supervisor web "$old"
 matches_not "the binary" "$(readlink "/proc/$(keeper web)/exe")" deleted
 equal "the keeper" "$(keeper web)" "$main"
 equal "pids of web" "$(pids web)" "$before"

@@ -1,4 +1,4 @@
-# deadline: 240
+# deadline: 480
 # A binary that cannot run is put in the place of pmr's: `pmr upgrade` says why and fails, and keeper,
 # supervisor and instances go on as before, under load. Also a supervisor that dies then is replaced.
 good=/var/tmp/vm-test-pmr
@@ -11,7 +11,7 @@ test_cleanup() {
 }
 demo web 10000 2 </dev/null
 systemctl start pmr@web
-wait_for 20 "both are online" online web 2
+wait_for 60 "both are online" online web 2
 load_start 10000
 before=$(pids web) main=$(keeper web) old=$(supervisor web)
 
@@ -21,7 +21,7 @@ refused() {
     step "$1"
     chmod 755 /var/tmp/vm-test-bad
     place /var/tmp/vm-test-bad
-    told=$(timeout 60 "$good" upgrade web 2>&1) || status=$?
+    told=$(timeout 180 "$good" upgrade web 2>&1) || status=$?
     echo "$status: $told"
     equal "status of upgrade" "$status" 1
     matches "what is said" "$told" "nothing was changed.*($2)"
@@ -43,8 +43,8 @@ refused "another program" 'exit status: 1'
 step "a supervisor that dies meanwhile"
 kill -KILL "$old"
 another() { pgrep -P "$main" -f '^pmr supervise' | grep -vqx "$old"; }
-wait_for 30 "there is another supervisor" another
-wait_for 30 "it answers" eval '[ "$("$good" status web | grep -c " online ")" = 2 ]'
+wait_for 60 "there is another supervisor" another
+wait_for 60 "it answers" eval '[ "$("$good" status web | grep -c " online ")" = 2 ]'
 holds "it is of the good binary" cmp -s "/proc/$(supervisor web)/exe" "$good"
 load_goes_on 10
 
