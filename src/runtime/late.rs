@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use crate::balance::choice::Adapter;
 use crate::balance::node::Address;
-use crate::policy::{EndCause, Failure, Generation, Note, Reason, SlotId};
+use crate::policy::{EndCause, Failure, Generation, Note, Reason, ReleaseId, SlotId};
 use crate::spec::{ExecMode, ListenAddress, Readiness};
 use crate::sys::{Error, diag, procfs};
 
@@ -18,13 +18,21 @@ use super::{Runtime, events};
 /// Addresses that a sentence names at most.
 const NAMED_MAX: usize = 3;
 
-/// Of whom it was said.
+/// What was said, and what has to be known for it.
 #[derive(Debug, Default)]
-pub(super) struct Late(BTreeSet<Generation>);
+pub(super) struct Late {
+    /// Of whom it was said.
+    told: BTreeSet<Generation>,
+    /// Of which release it was said that its instances may bind by themselves.
+    told_of: Option<ReleaseId>,
+    /// Who was ready, as far as this supervisor has seen it.
+    was_ready: BTreeSet<Generation>,
+}
 
 impl Late {
     pub(super) fn forget(&mut self, generation: Generation) {
-        self.0.remove(&generation);
+        self.told.remove(&generation);
+        self.was_ready.remove(&generation);
     }
 }
 
@@ -40,10 +48,11 @@ struct Listener {
 impl Runtime {
     /// Says what may be behind a failed start, beside the core's own entry.
     pub(super) fn explain(&mut self, note: &Note) {
-        if note.reason == Reason::Ending(EndCause::StartTimeout) {
-            if let Some(generation) = note.generation {
-                self.explain_late(generation, true);
-            }
+        let generation = note.generation.unwrap_or_default();
+        if let Reason::Online { .. } = note.reason {
+            self.late.was_ready.insert(generation);
+        } else if note.reason == Reason::Ending(EndCause::StartTimeout) {
+            self.explain_late(generation, true);
         } else if let Reason::Failed { failure: Failure::Exit(_), unstable, .. } = &note.reason {
             // Its port may be in use by one that listens as it should not.
             for generation in self.policy.launching() {
@@ -51,6 +60,9 @@ impl Runtime {
             }
             if let Some(slot) = note.slot.filter(|_| unstable.0 > 0) {
                 self.explain_port_in_use(slot);
+                if !self.late.was_ready.contains(&generation) {
+                    self.explain_inherited(slot);
+                }
             }
         }
     }
@@ -62,8 +74,8 @@ impl Runtime {
             let release = self.releases.get(&instance.release)?;
             let rules = &release.spec.environment;
             let own_ports = rules.increment_var.as_deref() == Some("PORT");
-            let is_alone = release.spec.exec_mode == ExecMode::Cluster || own_ports;
-            if instance.slot == failed || instance.ended || is_alone {
+            let is_no_rival = release.spec.exec_mode == ExecMode::Cluster || own_ports;
+            if instance.slot == failed || instance.ended || is_no_rival {
                 return None;
             }
             let address = self.listeners_of(instance).ok()?.first()?.address;
@@ -72,7 +84,7 @@ impl Runtime {
             Some((*generation, instance.slot, address, is_told))
         });
         let Some((generation, slot, address, is_told)) = found else { return };
-        if self.late.0.insert(generation) {
+        if self.late.told.insert(generation) {
             let app = self.app_name();
             let way = if is_told {
                 "leave `exec_mode = \"fork\"` out".to_owned()
@@ -82,6 +94,26 @@ impl Runtime {
             let text = format!(
                 "{app}:{slot} listens at {address}, and in fork mode no other instance can: if \
                  that is why {app}:{failed} failed, {way}, and they share it"
+            );
+            self.say_event(events::WARNING, Some(slot), &text);
+        }
+    }
+
+    /// An app that binds by itself finds its port in use where it inherits the socket. Said once of
+    /// a release.
+    fn explain_inherited(&mut self, slot: SlotId) {
+        let Some(release) = self.releases.values().next_back() else { return };
+        let port = release.spec.listen.iter().find_map(|it| match it {
+            ListenAddress::Tcp(address) => Some(address.port()),
+            ListenAddress::Unix(_) => None,
+        });
+        let Some(port) = port.filter(|_| release.choice.inherits) else { return };
+        if self.late.told_of.replace(release.id) != Some(release.id) {
+            let text = format!(
+                "{}:{slot} failed before it accepted from the socket that it inherits \
+                 (LISTEN_FDS): if it binds port {port} by itself, that is in use, so write \
+                 `port = {port}` in place of `listen`",
+                self.app_name()
             );
             self.say_event(events::WARNING, Some(slot), &text);
         }
@@ -124,7 +156,7 @@ impl Runtime {
         };
         let slot = instance.slot;
         if let Some(why) = why
-            && self.late.0.insert(generation)
+            && self.late.told.insert(generation)
         {
             let text = format!("{}:{slot} {why}", self.app_name());
             self.say_event(events::WARNING, Some(slot), &text);

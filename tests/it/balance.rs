@@ -417,3 +417,17 @@ fn instances_that_bind_at_the_same_time_are_no_strangers_to_each_other() {
     app.online(8);
     assert!(!app.setup.log().contains("alone listen"), "{}", app.setup.log());
 }
+
+#[test]
+fn an_app_that_does_not_take_the_socket_it_inherits_is_told_so() {
+    let port = free_port();
+    let config = format!(
+        "command = ['python3', '-m', 'http.server', '{port}']\nlisten = {port}\ninstances = 2\n\
+         max_restarts = 2\n"
+    );
+    let mut app = Setup::new("by-itself").config(&config).start();
+    assert_eq!(app.wait(), 69, "{}", app.setup.log());
+    let said = app.setup.log();
+    let told = format!("write `port = {port}` in place of `listen`");
+    assert_eq!(said.matches(&told).count(), 1, "{said}");
+}
