@@ -10,7 +10,9 @@
 //! What waits for one that is out moves to the others. It has no queue then by which its recovery
 //! could be seen, so it is tried again; what it then does not accept moves after the same 250 ms.
 //! A handshake that was not done when the queue was moved still ends in it, and is moved too. Where
-//! all stand still it is too much work and no hang, and nobody is taken out.
+//! all stand still it is too much work and no hang, and nobody is taken out; whoever was just tried
+//! again counts as one that accepts once he has. And time in which an instance would run and is not
+//! given a processor is the machine's fault: it does not count.
 //!
 //! **Whether anything was accepted** the kernel does not say. It follows from two figures: the
 //! queue is shorter than before, or more connections were given to it and its queue has not grown
@@ -52,6 +54,9 @@ pub struct Sample<K> {
     pub queued: u64,
     /// How many of them there is room for.
     pub backlog: u64,
+    /// How long its threads have waited for a processor so far, in milliseconds; of one for which
+    /// nobody waits it is not asked.
+    pub starved_ms: u64,
 }
 
 /// What a look has changed.
@@ -80,8 +85,12 @@ struct Member {
     queued: u64,
     /// The highest that `taken - queued` has been since it is in.
     accepted: u64,
-    /// Since when somebody waits and nothing is accepted.
+    /// Since when somebody waits and nothing is accepted, later by what it was starved since.
     still_since_ms: Option<u64>,
+    /// At the last look.
+    starved_ms: u64,
+    /// It has accepted since it is in, or was never out.
+    is_proven: bool,
     place: Place,
     /// How long it is out the next time.
     out_ms: u64,
@@ -138,6 +147,7 @@ impl<K: Ord + Copy> Watch<K> {
             {
                 member.place = Place::In { since_ms: now_ms };
                 member.still_since_ms = None;
+                member.is_proven = false;
                 back.push(*key);
             }
         }
@@ -178,6 +188,8 @@ impl Member {
             queued: 0,
             accepted: sample.taken.saturating_sub(sample.queued),
             still_since_ms: None,
+            starved_ms: 0,
+            is_proven: true,
             place: Place::In { since_ms: now_ms },
             out_ms: OUT_MS_MIN,
         }
@@ -191,6 +203,7 @@ impl Member {
                 let is_full = sample.queued >= sample.backlog;
                 if is_shorter || accepted > self.accepted && !is_full {
                     self.still_since_ms = None;
+                    self.is_proven = true;
                     if now_ms.saturating_sub(since_ms) >= TRUSTED_MS {
                         self.out_ms = OUT_MS_MIN;
                     }
@@ -206,11 +219,13 @@ impl Member {
             Place::Out { .. } => self.accepted = accepted,
         }
         (self.taken, self.queued) = (sample.taken, sample.queued);
-        if sample.queued == 0 {
-            self.still_since_ms = None;
-        } else {
-            self.still_since_ms.get_or_insert(now_ms);
-        }
+        let starved_ms = sample.starved_ms.saturating_sub(self.starved_ms);
+        self.starved_ms = sample.starved_ms;
+        self.still_since_ms = match self.still_since_ms {
+            _ if sample.queued == 0 => None,
+            Some(since) => Some(since.saturating_add(starved_ms).min(now_ms)),
+            None => Some(now_ms),
+        };
     }
 
     /// Its queue is about to be moved.
@@ -228,7 +243,7 @@ impl Member {
 
     /// Whether nobody waits, or something was accepted up to now.
     fn accepts(&self, now_ms: u64) -> bool {
-        self.still_since_ms.is_none_or(|since| since >= now_ms)
+        self.is_proven && self.still_since_ms.is_none_or(|since| since >= now_ms)
     }
 
     fn stands_still(&self, now_ms: u64) -> bool {
@@ -297,7 +312,7 @@ mod tests {
                 .zip(&models)
                 .map(|(key, it)| {
                     let Model { taken, queued, backlog, .. } = *it;
-                    Sample { key, taken, queued, backlog }
+                    Sample { key, taken, queued, backlog, starved_ms: 0 }
                 })
                 .collect();
             let verdicts = watch.look(now, &samples);
@@ -326,7 +341,7 @@ mod tests {
     }
 
     fn sample(key: usize, taken: u64, queued: u64) -> Sample<usize> {
-        Sample { key, taken, queued, backlog: 128 }
+        Sample { key, taken, queued, backlog: 128, starved_ms: 0 }
     }
 
     const NEVER: fn(u64) -> bool = |_| false;
@@ -443,6 +458,35 @@ mod tests {
     }
 
     #[test]
+    fn who_is_tried_again_must_accept_before_another_is_taken_out() {
+        let mut watch = Watch::default();
+        watch.look(0, &[sample(0, 1, 1), sample(1, 0, 0)]);
+        assert_eq!(watch.look(300, &[sample(0, 1, 1), sample(1, 1, 0)]), out(0));
+        watch.look(400, &[sample(0, 1, 0), sample(1, 2, 1)]);
+        let second = sample(1, 2, 1);
+        assert_eq!(watch.look(1300, &[sample(0, 1, 0), second]), back(0));
+        assert_eq!(watch.look(1400, &[sample(0, 1, 0), second]), none());
+        assert_eq!(watch.look(1500, &[sample(0, 2, 1), second]), none());
+        assert_eq!(watch.look(1600, &[sample(0, 2, 0), second]), out(1));
+    }
+
+    #[test]
+    fn time_without_a_processor_is_no_standing_still() {
+        let other = sample(1, 0, 0);
+        let mut watch = Watch::default();
+        for look in 0..100 {
+            // It would have run for nearly all of the time.
+            let starved = Sample { starved_ms: 5000 + look * 95, ..sample(0, 5, 5) };
+            let verdicts = watch.look(look * 100, &[starved, other]);
+            if verdicts == out(0) {
+                assert_eq!(look, 50, "it has 250 ms in five seconds");
+                return;
+            }
+        }
+        panic!("not found");
+    }
+
+    #[test]
     fn one_that_goes_on_is_trusted_again() {
         // It hangs until 4 s, and again from 10 s on.
         let hangs: fn(u64) -> bool = |now| !(4000..=10_000).contains(&now) && now > 0;
@@ -476,7 +520,7 @@ mod tests {
                 }
                 let samples = (0..count).map(|key| {
                     let (taken, queued) = members[key];
-                    Sample { key, taken, queued, backlog: 50 }
+                    Sample { key, taken, queued, backlog: 50, starved_ms: 0 }
                 });
                 let samples: Vec<_> = samples.collect();
                 let verdicts = watch.look(now, &samples);

@@ -329,9 +329,13 @@ impl Place {
         &mut self,
         now: u64,
         serving: &[(SlotId, Generation)],
+        starved_ms: impl Fn(Generation) -> u64,
     ) -> Result<Look, Error> {
-        let samples: Vec<Sample<Generation>> =
+        let mut samples: Vec<Sample<Generation>> =
             serving.iter().filter_map(|(_, generation)| self.sample(*generation)).collect();
+        for sample in samples.iter_mut().filter(|sample| sample.queued > 0) {
+            sample.starved_ms = starved_ms(sample.key);
+        }
         let verdicts = self.watch.look(now, &samples);
         self.looked_at_ms = now;
         self.publish(now, serving)?;
@@ -372,7 +376,7 @@ impl Place {
     fn sample(&self, key: Generation) -> Option<Sample<Generation>> {
         let steering = self.steering.as_ref()?;
         let members = self.members.get(&key)?;
-        let mut sample = Sample { key, taken: 0, queued: 0, backlog: 0 };
+        let mut sample = Sample { key, taken: 0, queued: 0, backlog: 0, starved_ms: 0 };
         for member in members {
             let taken = steering.counters(member.index).taken;
             let queue = member.queue();

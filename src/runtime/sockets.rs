@@ -389,10 +389,11 @@ impl Sockets {
         &mut self,
         now: u64,
         serving: &[(SlotId, Generation)],
+        starved_ms: impl Fn(Generation) -> u64,
     ) -> Vec<Result<Look, Error>> {
         let places = self.places.values_mut();
         let due = places.filter(|place| place.next_look_ms().is_some_and(|at| at <= now));
-        due.map(|place| place.look(now, serving)).collect()
+        due.map(|place| place.look(now, serving, &starved_ms)).collect()
     }
 
     /// Moves those on who wait for an instance. It must stand still.

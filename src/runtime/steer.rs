@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 
 use crate::balance::hang::Verdicts;
 use crate::policy::{Event, Fact, Generation};
-use crate::sys::{Error, clock};
+use crate::sys::{Error, clock, procfs};
 
+use super::instances::Instance;
 use super::{Runtime, events};
 
 /// How often the queue of an instance that is to stop is looked at, in milliseconds.
@@ -62,7 +63,11 @@ impl Runtime {
             return;
         }
         let serving = self.policy.serving();
-        for look in self.sockets.look(now, &serving) {
+        let starved_ms = |generation: Generation| {
+            let pids = self.instances.get(&generation).map(Instance::pids).unwrap_or_default();
+            u64::try_from(procfs::starved(&pids).as_millis()).unwrap_or(u64::MAX)
+        };
+        for look in self.sockets.look(now, &serving, starved_ms) {
             let done = look.and_then(|look| {
                 self.tell_verdicts(&look.verdicts);
                 look.stuck.into_iter().try_for_each(|it| self.move_from(it))

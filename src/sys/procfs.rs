@@ -154,6 +154,18 @@ pub fn from_ticks(ticks: u64) -> Duration {
     Duration::from_nanos_u128(nanos.unwrap_or_default())
 }
 
+/// How long the threads of these processes have waited for a processor so far, all added up
+/// (`/proc/PID/task/TID/schedstat`, whose second number is in nanoseconds). Zero where the kernel
+/// does not count it.
+pub fn starved(pids: &[u32]) -> Duration {
+    let tasks = pids.iter().filter_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).ok());
+    let waited = tasks.flatten().filter_map(|task| {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').nth(1)?.parse().ok()
+    });
+    Duration::from_nanos(waited.fold(0, u64::saturating_add))
+}
+
 /// All processes of the machine that can be seen.
 pub fn processes() -> Result<Vec<Stat>> {
     Ok(all_pids()?.into_iter().filter_map(|pid| stat(pid).ok()).collect())

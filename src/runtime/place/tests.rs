@@ -49,7 +49,7 @@ impl Place {
     /// Looks at the time it asks for.
     fn look_next(&mut self, serving: &[(SlotId, Generation)]) -> u64 {
         let now = self.next_look_ms().unwrap();
-        let look = self.look(now, serving).unwrap();
+        let look = self.look(now, serving, |_| 0).unwrap();
         look.stuck.iter().try_for_each(|generation| self.move_queues(*generation)).unwrap();
         now
     }

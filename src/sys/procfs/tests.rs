@@ -122,3 +122,21 @@ fn the_fd_of_a_socket_is_found() {
     assert_eq!(socket_fd(std::process::id(), inode).unwrap(), None);
     assert_eq!(socket_fd(u32::MAX, inode).unwrap_err().errno(), nix::libc::ENOENT);
 }
+
+#[test]
+fn who_waits_for_a_processor_is_seen_waiting() {
+    let spin = || {
+        let mut command = std::process::Command::new("taskset");
+        command.args(["-c", "0", "sh", "-c", "while :; do :; done"]).spawn().unwrap()
+    };
+    // Two on one: each waits for half of the time.
+    let mut children = [spin(), spin()];
+    let enough = std::time::Duration::from_millis(100);
+    let id = children[0].id();
+    crate::sys::testing::eventually("it waits", || (starved(&[id]) > enough).then_some(()));
+    for child in &mut children {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(starved(&[id]), std::time::Duration::ZERO, "it is gone");
+}
