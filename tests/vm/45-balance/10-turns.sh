@@ -7,7 +7,7 @@
 in_turn() {
     step "$1, $2 instances"
     balanced "$1" "$2" </dev/null
-    clients turns "$3" "$2"
+    turns "$3" "$2"
     systemctl stop pmr@web
 }
 for instances in 2 3 4; do in_turn inherit "$instances" 2000; done

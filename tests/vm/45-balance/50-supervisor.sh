@@ -33,14 +33,14 @@ rounds() {
     figure "connections meanwhile, $way" "$(load_count answered)"
     longest_answer "supervisors killed, reloads, $way"
     equal "restarts" "$(restarts web)" 0
-    clients turns 40 2
+    turns 40 2
     step "$way, a supervisor dies"
     old=$(supervisor web)
     kill -KILL "$old"
-    clients turns 40 2
+    turns 40 2
     wait_for 60 "there is another supervisor" another_supervisor web "$old"
     wait_for 60 "it answers" online web 2
-    clients turns 40 2
+    turns 40 2
     systemctl stop pmr@web
 }
 rounds bind 3
@@ -57,4 +57,4 @@ load_goes_on 50
 load_stop 0
 longest_answer "supervisor killed, reload, node"
 equal "restarts" "$(restarts web)" 0
-clients turns 40 2
+turns 40 2
