@@ -10,7 +10,7 @@ use super::error::Error;
 use super::target::Target;
 use crate::control::client::{CallError, Client, ConnectError, Deadline};
 use crate::control::protocol::AppState;
-use crate::control::{Home, Scope, places, started_units};
+use crate::control::{Home, Scope, places};
 use crate::spec::AppName;
 
 /// How long a supervisor may take for an answer that it has at hand. Its loop turns in
@@ -60,8 +60,7 @@ pub(super) struct Found {
     pub(super) errors: Vec<Error>,
 }
 
-/// An app that there is: it runs, it has a config from which it can be started, or its service
-/// manager still knows its unit.
+/// An app that there is: it runs, or it has a config from which it can be started.
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) name: String,
@@ -179,19 +178,9 @@ impl Apps {
                     here.entry(name).or_insert_with_key(new).live = Some(live);
                 }
             }
-            if home.config.is_some() {
-                // One that failed, and whose config was taken away since, is nowhere else.
-                let names = started_units(&home.units).into_iter().filter(|name| is_meant(name));
-                for name in names.filter(|name| AppName::new(name).is_ok()) {
-                    let new = |name: &String| Known::new(home, name.clone(), None);
-                    here.entry(name).or_insert_with_key(new);
-                }
-            }
             around.known.extend(here.into_values());
         }
-        // What is only left over of the caller's own does not hide an app of the machine's.
-        let place = |known: &Known| (known.name.clone(), known.is_left_over());
-        around.known.sort_by_cached_key(place);
+        around.known.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(around)
     }
 
@@ -214,11 +203,6 @@ impl Known {
         let directory = home.runtime.join(&name);
         let has_units = home.config.is_some();
         Self { name, scope: home.scope, directory, config, has_units, live: None }
-    }
-
-    /// Whether there is nothing but what its service manager still knows.
-    pub(super) fn is_left_over(&self) -> bool {
-        self.live.is_none() && self.config.is_none()
     }
 
     /// The same, without its app.

@@ -113,21 +113,8 @@ impl Idle {
             Access::Denied => Some(harmless(&unit.status_text)).into_iter().collect(),
         };
         notes.retain(|note| !note.is_empty());
-        if self.config.is_none() && self.access == Access::Stopped {
-            notes.push("no config".to_owned());
-        }
         let status = &self.status;
         if notes.is_empty() { status.clone() } else { format!("{status} ({})", notes.join(", ")) }
-    }
-
-    /// Whether a person wants to know of it: of what is only left over, failures, and what would
-    /// fail at the next boot.
-    fn is_worth_a_row(&self) -> bool {
-        let matters =
-            |unit: &UnitState| unit.is_up() || unit.active_state == "failed" || unit.is_enabled();
-        self.config.is_some()
-            || self.access == Access::Denied
-            || self.unit.as_ref().is_some_and(matters)
     }
 }
 
@@ -233,7 +220,6 @@ fn look_at(scope: Scope, meant: &[(Known, Access)], unseen: &mut Option<BusError
         let unit = unit.map_err(|source| *unseen = Some(source)).ok();
         idle.push(Idle::new(known, unit, *access));
     }
-    idle.retain(Idle::is_worth_a_row);
     idle
 }
 

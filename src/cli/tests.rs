@@ -16,8 +16,7 @@ mod shown;
 
 /// A directory of sockets, with no configs beside it.
 fn home(directory: &Path) -> Home {
-    let (runtime, units) = (directory.to_owned(), directory.join("units"));
-    Home { scope: Scope::System, runtime, config: None, units }
+    Home { scope: Scope::System, runtime: directory.to_owned(), config: None }
 }
 
 /// Runs a command line; gives the exit status, the data and the rest.

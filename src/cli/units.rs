@@ -256,12 +256,6 @@ fn startable(apps: &Apps, text: &str) -> Result<Vec<Known>, Error> {
     let path = Path::new(text);
     let is_path = text.contains('/') || path.extension().is_some_and(|it| it == "toml");
     match apps.known(std::slice::from_ref(&target)) {
-        Ok(mut known) => {
-            let first = known.first().map(|it| it.name.clone()).unwrap_or_default();
-            // Without a config there is nothing to start.
-            known.retain(|it| !it.is_left_over());
-            if known.is_empty() { Err(no_config(apps, &first)) } else { Ok(known) }
-        }
         Err(Error::NoSuchApp { .. }) if is_path && path.is_file() => {
             Err(Error::IsFile { path: path.to_owned(), config: config_of(apps, path) })
         }
@@ -273,7 +267,7 @@ fn startable(apps: &Apps, text: &str) -> Result<Vec<Known>, Error> {
         {
             Err(no_config(apps, &name))
         }
-        Err(error) => Err(error),
+        other => other,
     }
 }
 

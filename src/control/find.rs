@@ -36,8 +36,6 @@ pub struct Home {
     /// The directory of configs. `None` where a directory of sockets was named and none of configs:
     /// such apps run in the foreground, and are no units.
     pub config: Option<PathBuf>,
-    /// Where the service manager has a link for each unit that was started and is not forgotten.
-    pub units: PathBuf,
 }
 
 /// An app's directory with a socket in it; whether anybody listens shows when it is connected to.
@@ -149,7 +147,7 @@ fn homes_of(
     if runtime.is_some() || config.is_some() {
         let scope = wanted.unwrap_or(own);
         let runtime = runtime.unwrap_or_else(|| runtime_directory_of(variable, scope));
-        return vec![Home { scope, runtime, config, units: units_of(variable, scope) }];
+        return vec![Home { scope, runtime, config }];
     }
     let scopes = match (wanted, own) {
         (Some(only), _) => vec![only],
@@ -160,7 +158,6 @@ fn homes_of(
         scope,
         runtime: runtime_directory_of(variable, scope),
         config: configs_of(variable, scope),
-        units: units_of(variable, scope),
     };
     scopes.into_iter().map(home).collect()
 }
@@ -180,27 +177,6 @@ fn configs_of(variable: &impl Fn(&str) -> Option<OsString>, scope: Scope) -> Opt
             .or_else(|| set(variable, "HOME").map(|home| home.join(".config")))
             .map(|directory| directory.join("pmr")),
     }
-}
-
-/// What systemd keeps for journald, and anybody may read: `unit_export_state_files` of unit.c.
-fn units_of(variable: &impl Fn(&str) -> Option<OsString>, scope: Scope) -> PathBuf {
-    let runtime = match scope {
-        Scope::System => None,
-        Scope::User => set(variable, "XDG_RUNTIME_DIR"),
-    };
-    runtime.unwrap_or_else(|| PathBuf::from("/run")).join("systemd/units")
-}
-
-/// The apps whose units were started and are still known to their service manager, as those are
-/// that failed: by the names of the links in `units`. Where there are none to be seen there are
-/// none.
-pub fn started_units(units: &Path) -> Vec<String> {
-    let entries = fs::read_dir(units).into_iter().flatten().flatten();
-    let app = |name: OsString| {
-        let unit = name.to_str()?.strip_prefix("invocation:pmr@")?;
-        Some(unit.strip_suffix(".service")?.to_owned())
-    };
-    entries.filter_map(|entry| app(entry.file_name())).collect()
 }
 
 /// Every app directory with a socket in it, by name. A directory of sockets that is not there has
@@ -311,22 +287,6 @@ mod tests {
         let given =
             |directory| is_given(Path::new(directory), |_| Some("/run/other:/run/pmr/web".into()));
         assert!(given("/run/pmr/web") && !given("/run/pmr") && !given("/tmp/pmr/web"));
-    }
-
-    #[test]
-    fn units_are_known_by_their_links() {
-        let directory = crate::sys::testing::Directory::new("units");
-        let link = |name: &str| {
-            std::os::unix::fs::symlink("1fa0", directory.path().join(name)).unwrap();
-        };
-        link("invocation:pmr@web.service");
-        link("invocation:nginx.service");
-        link("log-extra-fields:pmr@api.service");
-        assert_eq!(started_units(directory.path()), ["web"]);
-        assert_eq!(started_units(&directory.path().join("none")), [""; 0]);
-        let of = |scope| units_of(&|name: &str| Some(format!("/{name}").into()), scope);
-        assert_eq!(of(Scope::System), Path::new("/run/systemd/units"));
-        assert_eq!(of(Scope::User), Path::new("/XDG_RUNTIME_DIR/systemd/units"));
     }
 
     #[test]

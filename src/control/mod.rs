@@ -22,5 +22,4 @@ mod varlink;
 pub use crate::policy::Spoken;
 pub use find::{
     Home, Place, Scope, app_directory, config_directory, homes, is_given, own_directory, places,
-    started_units,
 };

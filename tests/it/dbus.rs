@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::app::{Setup, python};
 use crate::bus::{Answer, Machine};
 use crate::procs;
-use crate::shared::{assert_has, can_mount};
+use crate::shared::assert_has;
 
 /// An app that does nothing.
 const IDLE: &str = "import signal\nsignal.pause()";
@@ -329,43 +329,6 @@ fn the_status_shows_what_does_not_run() {
     );
     let done = machine.ends(1, &["status", "c-faild"]);
     assert_has(&done.err, &["did you mean `c-failed`?"]);
-}
-
-/// systemd knows them, and there is no other trace of them.
-#[test]
-fn a_failed_unit_is_shown_after_its_config_was_deleted() {
-    const TEST: &str = "a_failed_unit_is_shown_after_its_config_was_deleted";
-    let Some(machine) = Machine::new("unit-gone") else { return };
-    if !can_mount(TEST) {
-        return;
-    }
-    machine.unit("gone", |unit| {
-        (unit.active, unit.result, unit.exit_code, unit.exit_status) =
-            ("failed", "exit-code", 1, 69);
-    });
-    machine.unit("idle", |_| ());
-    machine.app("web", |_| ());
-    let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/units && \
-                  ln -s 1fa0 /run/systemd/units/invocation:pmr@gone.service && \
-                  ln -s 2fa0 /run/systemd/units/invocation:pmr@idle.service && exec \"$@\"";
-    let pmr = |words: &[&str]| {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", script, "sh"]).arg(machine.setup.binary()).args(words);
-        command.current_dir(&machine.setup.directory);
-        machine.environment(&mut command);
-        machine.setup.run(&mut command)
-    };
-    let done = pmr(&["status"]);
-    assert_has(&done.out, &["failed (exit status 69, no config)", "not started"]);
-    assert_eq!((done.out.lines().count(), done.code), (3, 0), "idle is nobody's: {}", done.out);
-    machine.journal(&["the last line"]);
-    let done = pmr(&["describe", "gone"]);
-    assert_has(&done.out, &["gone: failed (exit status 69, no config)\n", "config        none\n"]);
-    assert_has(&done.out, &["last lines    the last line\n"]);
-    let done = pmr(&["start", "gone"]);
-    assert_has(&done.err, &["there is no app named `gone`: ", "gone.toml is not there"]);
-    assert_eq!(done.code, 1);
-    assert_has(&pmr(&["stop", "gone"]).err, &["nothing to do for `gone`: failed"]);
 }
 
 #[test]
