@@ -1,13 +1,12 @@
 //! From the table of a file to a [`Spec`]: every key with its default, and what keys say together.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeValue;
 
 use super::Source;
-use super::environment::{ENV_BYTES_MAX, environment};
+use super::environment::environment;
 use super::limits;
 use super::raw::{Complaint, Reader, Value};
 use super::values::{self, DURATION_MAX, any_address};
@@ -35,7 +34,7 @@ const INTERPRETERS: &[(&str, &str)] = &[
 /// too, the argument vector is empty.
 pub(super) fn spec(source: &Source, overlay: Option<&str>, reader: &mut Reader<'_>) -> Spec {
     let program = program(reader).unwrap_or(Program { argv: Vec::new(), script: None });
-    let cwd = absolute(&source.directory, reader.read("cwd", values::path).as_deref());
+    let cwd = values::absolute(&source.directory, reader.read("cwd", values::path).as_deref());
     let mut environment = environment(overlay, &cwd, reader);
     let instances = reader.read("instances", values::instances).unwrap_or(Instances::Count(1));
     let (exec_mode, listen) = addresses(instances, &mut environment, reader);
@@ -79,12 +78,6 @@ pub(super) fn spec(source: &Source, overlay: Option<&str>, reader: &mut Reader<'
         alerts: alerts(reader),
         rolling: rolling(instances, reader),
     }
-}
-
-/// `path` below `directory`, without the `.` that mean nothing. A `..` stays: what it means is up
-/// to the symlinks before it.
-pub(super) fn absolute(directory: &Path, path: Option<&Path>) -> PathBuf {
-    path.map_or_else(|| directory.to_owned(), |path| directory.join(path)).components().collect()
 }
 
 fn duration(key: &str, zero: bool, default: Duration, reader: &mut Reader<'_>) -> Duration {
@@ -398,16 +391,5 @@ fn rolling(instances: Instances, reader: &mut Reader<'_>) -> RollingRules {
         max_surge,
         min_online,
         stable_for: duration("stable_for", true, Duration::from_secs(2), reader),
-    }
-}
-
-/// Whether the variables fit what a process can be given.
-pub(super) fn check_size(vars: &BTreeMap<String, String>, reader: &mut Reader<'_>) {
-    let size = |(name, value): (&String, &String)| name.len().saturating_add(value.len());
-    // Each variable is `NAME=value` with a NUL.
-    let bytes: usize = vars.iter().map(|var| size(var).saturating_add(2)).sum();
-    if bytes > ENV_BYTES_MAX {
-        let message = format!("the environment has {bytes} bytes, at most {ENV_BYTES_MAX} fit");
-        reader.problem("env", message, None);
     }
 }

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::check::{absolute, check_size};
 use super::keys::is_overlay;
 use super::raw::{Complaint, Reader, Value};
 use super::values;
@@ -84,7 +83,7 @@ pub(super) fn environment(
     }
     Environment {
         vars,
-        file: file.map(|file| absolute(cwd, Some(&file))),
+        file: file.map(|file| values::absolute(cwd, Some(&file))),
         clear: reader.read("env_clear", values::boolean).unwrap_or(false),
         instance_var,
         increment_var,
@@ -252,6 +251,17 @@ fn double_quoted(chars: &mut std::str::Chars<'_>) -> Result<String, EnvFileFault
             },
             c => value.push(c),
         }
+    }
+}
+
+/// Whether the variables fit what a process can be given.
+fn check_size(vars: &BTreeMap<String, String>, reader: &mut Reader<'_>) {
+    let size = |(name, value): (&String, &String)| name.len().saturating_add(value.len());
+    // Each variable is `NAME=value` with a NUL.
+    let bytes: usize = vars.iter().map(|var| size(var).saturating_add(2)).sum();
+    if bytes > ENV_BYTES_MAX {
+        let message = format!("the environment has {bytes} bytes, at most {ENV_BYTES_MAX} fit");
+        reader.problem("env", message, None);
     }
 }
 

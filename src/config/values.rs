@@ -3,7 +3,7 @@
 
 use core::net::{Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -496,4 +496,10 @@ pub(super) fn webhook(value: &Value<'_>) -> Form<String> {
         }
         Some(_) | None => Err(Complaint::expected(value, "an `https://` or `http://` address")),
     }
+}
+
+/// `path` below `directory`, without the `.` that mean nothing. A `..` stays: what it means is up
+/// to the symlinks before it.
+pub(super) fn absolute(directory: &Path, path: Option<&Path>) -> PathBuf {
+    path.map_or_else(|| directory.to_owned(), |path| directory.join(path)).components().collect()
 }

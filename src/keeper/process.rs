@@ -5,14 +5,14 @@
 //! that ends before even that is found among the strangers of the table.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use super::protocol::{
     self, Hello, LINK_FD, PACKET_BYTES_MAX, ToKeeper, ToSupervisor, UpgradeOutcome,
 };
 use super::stop::{Phase, Removal, Stop};
-use super::table::{Deaths, Outgoing, Table, Violation};
+use super::table::{Deaths, Outgoing, Packet, Table, Violation};
 use super::{Options, Program};
 use crate::sys::journal::{self, Priority};
 use crate::sys::link::{self, Link, Received};
@@ -35,9 +35,6 @@ const START_SPACING_MS: u64 = 100;
 
 const SIGNALS_TOKEN: u64 = 0;
 const LINK_TOKEN: u64 = 1;
-
-/// What is sent to a supervisor, and the fd beside it.
-pub(super) type Packet<'a> = (ToSupervisor, Option<BorrowedFd<'a>>);
 
 /// The supervisor of the moment.
 #[derive(Debug)]

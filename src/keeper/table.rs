@@ -3,13 +3,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::process::Packet;
 use super::protocol::{self, Child, Exited, STATE, STATE_BAD, ToSupervisor, Will};
 use crate::sys::notify::FD_NAME_BYTES_MAX;
 use crate::sys::parent::Ending;
 use crate::sys::signal;
+
+/// What is sent to a supervisor, and the fd beside it.
+pub(super) type Packet<'a> = (ToSupervisor, Option<BorrowedFd<'a>>);
 
 /// Most instances: 256 slots with the old and the new one, and as many exits not acknowledged.
 const CHILDREN_MAX: usize = 1024;

@@ -15,6 +15,11 @@ use super::address::Address;
 use super::hub::DATA_MAX;
 use super::lines::{LINE_MAX, Line};
 
+/// A worker's request for a socket: unique among those of this worker that wait, or whose socket is
+/// open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId(pub(super) u64);
+
 /// `cmd` of Node's own messages starts so, and is longer.
 const INTERNAL: &str = "NODE_";
 

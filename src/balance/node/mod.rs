@@ -45,9 +45,9 @@ mod worker;
 pub use address::{Address, NoAddress, may_have_port};
 pub use hub::{DATA_MAX, Hub};
 pub use lines::LINE_MAX;
-pub use message::{Family, Oddity, Wanted};
+pub use message::{Family, Oddity, RequestId, Wanted};
 pub use outbox::{Chunk, MESSAGES_MAX};
-pub use worker::{Channel, Do, Phase, READ_MAX, RequestId, SERVERS_MAX, Worker};
+pub use worker::{Channel, Do, Phase, READ_MAX, SERVERS_MAX, Worker};
 
 /// Variables that give a Node process its end of a channel. Node removes them before any code of
 /// the app runs. Without a channel they must not be set: a process with an id alone would never

@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::message::HANDLE_ARRIVED;
-use super::worker::RequestId;
+use super::message::{HANDLE_ARRIVED, RequestId};
 
 /// So often a socket is sent again that got lost on the way. Node itself sends what it may send
 /// again three times.

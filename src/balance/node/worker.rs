@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::address::Address;
 use super::hub::Hub;
 use super::lines::Lines;
-use super::message::{self, Answer, Heard, Oddity, Query, Wanted};
+use super::message::{self, Answer, Heard, Oddity, Query, RequestId, Wanted};
 use super::outbox::{Chunk, Loss, Outbox};
 
 /// Most servers of one worker, asked for or open: each costs an fd here and one in the keeper. An
@@ -20,11 +20,6 @@ const WAITING_MAX: usize = 64 * 1024;
 
 /// So many oddities of a worker are reported. The rest would say the same.
 const REPORTS_MAX: u8 = 8;
-
-/// A worker's request for a socket: unique among those of this worker that wait, or whose socket is
-/// open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RequestId(pub(super) u64);
 
 /// What a channel is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
