@@ -84,6 +84,13 @@ impl Split {
             || self.cache() < remnant && self.current.saturating_add(remnant) >= limit
     }
 
+    /// Whether one that was over `limit` is so no more: by twice what may be missing, or it would
+    /// be over it again and again.
+    fn is_less_again(&self, limit: u64) -> bool {
+        let remnant = limit.checked_div(REMNANT_PART).unwrap_or_default();
+        self.unreclaimable < limit.saturating_sub(remnant.saturating_mul(2))
+    }
+
     /// What a reclaim could get back.
     fn cache(&self) -> u64 {
         self.current.saturating_sub(self.unreclaimable.saturating_sub(self.swap))

@@ -226,7 +226,7 @@ impl Instance {
             }
             Wire::Leaking { seen, look_at, hold_ms, .. } => {
                 *seen = seen.next(now, split);
-                if split.fills(bounds.limit) {
+                if !split.is_less_again(bounds.limit) {
                     *look_at = seen.look_at(now, bounds.max);
                 } else {
                     let hold_ms = next_hold(*hold_ms, Duration::ZERO);

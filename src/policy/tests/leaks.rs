@@ -341,6 +341,21 @@ fn what_is_freed_before_its_turn_is_not_replaced() {
 }
 
 #[test]
+fn who_waits_just_below_its_limit_is_told_of_once() {
+    let mut world = World::watched(2, &limited(), &[], &[(2, leaking(199, 1))]);
+    world.run(500).wish(1, Wish::Reload { release: ReleaseId(1), rules: limited() });
+    world.lives = [Life::Hangs].into();
+    for (until, anon) in [(2500, 195), (5000, 201), (7500, 195), (10_000, 201)] {
+        world.run(until);
+        if let Some((heap, ..)) = world.heaps.all.get_mut(&Generation(2)) {
+            *heap = leaking(anon, 0);
+        }
+    }
+    world.run(12_000);
+    assert_eq!(world.lines("to be replaced after").len(), 1, "{}", world.trace);
+}
+
+#[test]
 fn what_leaks_in_its_boot_is_replaced_once_it_is_online() {
     let rules = Rules { memory_max: None, ..limited() };
     let mut world = World::watched(1, &rules, &[Life::Boots(8000)], &[(1, leaking(100, 20))]);
