@@ -226,11 +226,11 @@ impl Instance {
             }
             Wire::Leaking { seen, look_at, hold_ms, .. } => {
                 *seen = seen.next(now, split);
-                if !split.is_less_again(bounds.limit) {
-                    *look_at = seen.look_at(now, bounds.max);
-                } else {
+                if split.is_less_again(bounds.limit) {
                     let hold_ms = next_hold(*hold_ms, Duration::ZERO);
                     self.wire = Wire::held(now, hold_ms, false, *seen, bounds.limit);
+                } else {
+                    *look_at = seen.look_at(now, bounds.max);
                 }
             }
             Wire::Armed { .. } | Wire::Arming { .. } | Wire::Off => {}
