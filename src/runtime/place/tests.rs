@@ -9,9 +9,8 @@ use crate::sys::testing::{delay_handshakes, eventually};
 const A: (SlotId, Generation) = (SlotId(0), Generation(1));
 const B: (SlotId, Generation) = (SlotId(1), Generation(2));
 
-/// A place with these instances, who do not serve yet; `None` where bpf(2) is not permitted, which
-/// is said.
-fn place(test: &str, instances: &[(SlotId, Generation)]) -> Option<Place> {
+/// A place where nobody has a socket yet; `None` where bpf(2) is not permitted, which is said.
+fn empty_place(test: &str) -> Option<Place> {
     let parking = listen::found_group(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), false).unwrap();
     let mut place = Place::new(parking, false);
     match place.steer_by(Method::RoundRobin) {
@@ -22,6 +21,12 @@ fn place(test: &str, instances: &[(SlotId, Generation)]) -> Option<Place> {
         }
         Err(error) => panic!("{error}"),
     }
+    Some(place)
+}
+
+/// A place with these instances, who do not serve yet, and whose clients' handshakes take time.
+fn place(test: &str, instances: &[(SlotId, Generation)]) -> Option<Place> {
+    let mut place = empty_place(test)?;
     for (_, generation) in instances {
         let socket = listen::join_group(place.parking.as_fd()).unwrap();
         delay_handshakes(socket.as_fd());
@@ -114,16 +119,7 @@ fn nobody_is_moved_from_one_who_leaves_where_nobody_else_serves() {
 #[test]
 fn an_instance_accepts_once_a_connection_of_pmrs_own_has_left_its_queue() {
     let test = "an_instance_accepts_once_a_connection_of_pmrs_own_has_left_its_queue";
-    let parking = listen::found_group(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), false).unwrap();
-    let mut place = Place::new(parking, false);
-    match place.steer_by(Method::RoundRobin) {
-        Ok(_) => {}
-        Err(error) if error.errno() == nix::libc::EPERM => {
-            eprintln!("SKIPPED: {test}: bpf(2) is not permitted here");
-            return;
-        }
-        Err(error) => panic!("{error}"),
-    }
+    let Some(mut place) = empty_place(test) else { return };
     let listeners = [A, B].map(|(_, generation)| {
         let socket = listen::join_group(place.parking.as_fd()).unwrap();
         let listener = TcpListener::from(socket.try_clone().unwrap());
