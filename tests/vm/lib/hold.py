@@ -7,7 +7,7 @@ let go: that is for the test to do.
 import os
 import signal
 import sys
-import threading
+import time
 
 # Seconds between two looks: an adopt takes longer than that under emulation.
 INTERVAL = 0.02
@@ -22,10 +22,11 @@ def is_supervisor(pid):
 
 
 def main():
-    keeper, held, ending = sys.argv[1], set(), threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ending.set())
+    keeper, held, told_to_end = sys.argv[1], set(), []
+    signal.signal(signal.SIGTERM, lambda *_: told_to_end.append(True))
     with open(sys.argv[2], "w", buffering=1) as told:
-        while not ending.wait(INTERVAL):
+        while not told_to_end:
+            time.sleep(INTERVAL)
             with open(f"/proc/{keeper}/task/{keeper}/children") as file:
                 children = set(file.read().split())
             held &= children

@@ -79,13 +79,16 @@ def client(port, counts, ending):
 
 def main():
     port, clients, counts = int(sys.argv[1]), int(sys.argv[2]), Counts(sys.argv[3])
-    ending = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ending.set())
+    ending, told_to_end = threading.Event(), []
+    # Not the event itself: the signal may come while this thread holds its lock, for ever then.
+    signal.signal(signal.SIGTERM, lambda *_: told_to_end.append(True))
     threads = [threading.Thread(target=client, args=(port, counts, ending)) for _ in range(clients)]
     for thread in threads:
         thread.start()
-    while not ending.wait(0.1):
+    while not told_to_end:
+        time.sleep(0.1)
         counts.write()
+    ending.set()
     for thread in threads:
         thread.join()
     counts.write()
